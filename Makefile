@@ -1,0 +1,33 @@
+# Every way into the project. Each target first makes sure that .venv holds the pinned packages.
+
+.DEFAULT_GOAL := help
+.PHONY: help install run-all run test lab bench clean
+export PYTHON
+BIN := .venv/bin
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+install:
+	@scripts/install.sh
+
+run-all: install ## run all notebooks, and replace each by its new run if it succeeds
+	@$(BIN)/python scripts/run_notebooks.py
+
+run: install ## run one: make run NB=01; with PARAMS="-p epochs 2" the result goes to runs/
+	@$(BIN)/python scripts/run_notebooks.py --only "$(NB)" $(PARAMS)
+
+test: install ## lint, unit tests, and every notebook run again and compared with its outputs
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/python -m pytest
+
+lab: install ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab --notebook-dir=. notebooks
+
+bench: install ## time one epoch of the gradient loss against the published loop
+	@$(BIN)/python benchmarks/epoch_time.py
+
+clean: ## remove .venv and all that runs and tests leave behind
+	@rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache
+	@find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

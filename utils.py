@@ -1,0 +1,365 @@
+"""The gradient loss: train a network on the squared norm of its loss's gradient at the data.
+
+The notebooks import everything that more than one of them needs from here.
+"""
+
+import hashlib
+import math
+import numbers
+import os
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+ROOT = Path(__file__).resolve().parent
+MNIST_FILE = ROOT / "data" / "mnist.npz"
+MNIST_SHA256 = {
+    "x_train": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+    "y_train": "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
+    "x_test": "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+    "y_test": "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
+}
+
+
+def get_gradient_loss_fn(loss_fn, weights=None):
+    r"""Turn a loss S into the squared norm of its gradient at the data.
+
+    The result computes, for a batch of B samples, the scalar
+
+        L = Σᵢ wᵢ · mean over batch and elements of (∂S_b/∂zᵢ)²
+
+    where the zᵢ are the tensors of `inputs` (typically the images x and the labels y). For S =
+    mean squared error this is double backpropagation (Drucker & LeCun, "Improving generalization
+    performance using double backpropagation", IEEE Transactions on Neural Networks 3(6), 1992)
+    at one fixed strength; notebook 01 derives it.
+
+    Args:
+        loss_fn: function of `inputs` that returns one loss per sample, shape (B,), floating.
+        weights: the wᵢ, a nest of floats of the same structure as `inputs`; 1 by default. A term
+            of weight 0 is left out of the work, so its input may have any dtype.
+
+    Returns:
+        `gradient_loss(inputs)`, where `inputs` is a tensor or a nest (tuple, list, dict) of
+        floating tensors, each of shape (B, ...). It returns a scalar tensor of the dtype of the
+        loss, differentiable with respect to whatever variables `loss_fn` uses, and works eagerly,
+        inside `tf.function` and under XLA.
+
+    Raises:
+        ValueError, TypeError: here for weights that are not finite, non-negative numbers; in
+            `gradient_loss` for inputs that are empty, not floating or differ in batch size, for
+            weights that don't fit the inputs, and for a loss that isn't one value per sample or
+            doesn't depend on an input.
+
+    Warns:
+        UserWarning: in `gradient_loss`, if `loss_fn` returns a scalar.
+    """
+    weights = None if weights is None else _check_weights(weights)
+
+    def gradient_loss(inputs):
+        inputs = keras.tree.map_structure(tf.convert_to_tensor, inputs)
+        tensors = _leaves_by_name(inputs)
+        weight = dict.fromkeys(tensors, 1.0) if weights is None else weights
+        batch_size = _check_inputs(tensors, weight)
+        watched = {name: tensor for name, tensor in tensors.items() if weight[name] > 0}
+
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(watched)
+            loss = loss_fn(inputs)
+        _check_loss(loss, batch_size)
+        total = tf.zeros([], loss.dtype)
+        for name, gradient in tape.gradient(loss, watched).items():
+            if gradient is None:
+                raise ValueError(
+                    f"loss_fn doesn't depend on {name}, so it has no gradient there. "
+                    f"Use {name} in loss_fn, leave it out of the inputs, or give it weight 0."
+                )
+            term = tf.reduce_mean(tf.square(tf.convert_to_tensor(gradient)))
+            total += weight[name] * tf.cast(term, loss.dtype)
+        return total
+
+    return gradient_loss
+
+
+@keras.saving.register_keras_serializable(package="gradient_loss")
+class GradientLossModel(keras.Model):
+    """A Keras model that `fit` trains on the gradient loss of `loss_fn`.
+
+    It shares its layers and weights with `model`. `predict`, `evaluate` and metrics are those of
+    `model` compiled with `loss_fn`. So in the history of `fit`, "loss" is the gradient loss that
+    is minimised (plus the model's own regularisation losses, if it has any), and "val_loss" is
+    the mean of `loss_fn` itself. Metrics of the training data are computed in inference mode.
+
+    Args:
+        model: a `keras.Model` that maps x to predictions.
+        loss_fn: function of (y_true, y_pred) that returns one loss per sample, shape (B,), such
+            as `keras.losses.mean_squared_error`. To save and reload the model, take one from
+            Keras or register yours with `keras.saving.register_keras_serializable`.
+        weights: a nest of floats like the pair (x, y): the weights of the x-term and the y-term,
+            see `get_gradient_loss_fn`. x and y, as given to `fit`, must be floating where their
+            weight isn't 0; one-hot encode integer labels.
+
+    Raises:
+        ValueError, TypeError: as `get_gradient_loss_fn` does, and if `fit` is given no y, or
+            sample or class weights.
+    """
+
+    def __init__(self, model, loss_fn, weights=None, **kwargs):
+        super().__init__(**kwargs)
+        if not isinstance(model, keras.Model):
+            raise TypeError(f"model must be a keras.Model, not {type(model).__name__}.")
+        if not callable(loss_fn):
+            raise TypeError(
+                "loss_fn must be a function of (y_true, y_pred), such as "
+                f"keras.losses.mean_squared_error, not {loss_fn!r}."
+            )
+        self.model = model
+        self.loss_fn = loss_fn
+        self.config_of_weights = weights
+        self.gradient_loss = get_gradient_loss_fn(
+            lambda inputs: loss_fn(inputs[1], model(inputs[0], training=True)), weights
+        )
+
+    def call(self, inputs, training=None):
+        return self.model(inputs, training=training)
+
+    def compile(self, optimizer="rmsprop", loss=None, **kwargs):
+        super().compile(optimizer, self.loss_fn if loss is None else loss, **kwargs)
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def train_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if y is None:
+            raise ValueError("The gradient loss needs targets: pass y to fit as well as x.")
+        if sample_weight is not None:
+            raise ValueError("The gradient loss takes no sample_weight or class_weight: drop it.")
+
+        with tf.GradientTape() as tape:
+            loss = self.gradient_loss((x, y))
+            if self.losses:
+                loss += tf.add_n(self.losses)
+            # Keras sums the gradients of all replicas, so each contributes its share of the mean.
+            share = loss / tf.distribute.get_strategy().num_replicas_in_sync
+            scaled = self.optimizer.scale_loss(share)
+        variables = self.trainable_variables
+        self.optimizer.apply_gradients(
+            zip(tape.gradient(scaled, variables), variables, strict=True)
+        )
+
+        y_pred = self(x, training=False)
+        batch_size = tf.shape(keras.tree.flatten(y)[0])[0]
+        self.metrics[0].update_state(loss, sample_weight=batch_size)
+        return self.compute_metrics(x, y, y_pred)
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "model": serialize(self.model),
+            "loss_fn": serialize(self.loss_fn),
+            "weights": serialize(self.config_of_weights),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        parts = {
+            key: keras.saving.deserialize_keras_object(config[key])
+            for key in ("model", "loss_fn", "weights")
+        }
+        return cls(**{**config, **parts})
+
+
+def mnist_network():
+    """The published network: 784 pixels, 128 ReLU units, 10 softmax outputs (101,770 weights)."""
+    return keras.Sequential(
+        [
+            keras.Input([784]),
+            keras.layers.Dense(128, activation="relu"),
+            keras.layers.Dense(10, activation="softmax"),
+        ]
+    )
+
+
+def load_mnist(validation=0):
+    """Load MNIST from `data/mnist.npz` and verify it. No network is used.
+
+    Args:
+        validation: how many of the last training samples to split off.
+
+    Returns:
+        (x_train, y_train), (x_test, y_test), and (x_validation, y_validation) as a third pair if
+        `validation` isn't 0. Images: float32 in [0, 1], shape (n, 784). Labels: int64, shape
+        (n,). 60,000 samples for training and 10,000 for testing.
+
+    Raises:
+        ValueError: if the file is missing or damaged, or `validation` isn't in [0, 60000).
+    """
+    mend = "Restore it with `git checkout -- data/mnist.npz`."
+    try:
+        with np.load(MNIST_FILE) as archive:
+            arrays = {name: archive[name] for name in MNIST_SHA256}
+    except FileNotFoundError:
+        raise ValueError(f"The dataset {MNIST_FILE} is missing. {mend}") from None
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"The dataset {MNIST_FILE} can't be read ({error}). {mend}") from error
+    for name, expected in MNIST_SHA256.items():
+        if hashlib.sha256(np.ascontiguousarray(arrays[name])).hexdigest() != expected:
+            raise ValueError(f"{name} in {MNIST_FILE} has the wrong checksum. {mend}")
+
+    def pair(split):
+        images = arrays[f"x_{split}"].reshape(-1, 784).astype("float32") / 255
+        return images, arrays[f"y_{split}"].astype("int64")
+
+    (x, y), test = pair("train"), pair("test")
+    if validation not in range(len(x)):
+        raise ValueError(f"validation must be an integer in [0, {len(x)}), not {validation!r}.")
+    if validation == 0:
+        return (x, y), test
+    return (x[:-validation], y[:-validation]), test, (x[-validation:], y[-validation:])
+
+
+def batches(x, y, batch_size, seed=None):
+    """Lay the data out in batches beforehand, which `fit` reads faster than single samples.
+
+    Pass `shuffle=False` to `fit` with it: Keras can't shuffle a dataset.
+
+    Args:
+        x, y: arrays of n samples each.
+        batch_size: divides n.
+        seed: shuffle all samples anew in each epoch, in an order that depends on the seed alone.
+            Without it, every epoch takes them in their order.
+
+    Returns:
+        `tf.data.Dataset` of n / batch_size pairs, shapes (batch_size, ...).
+
+    Raises:
+        ValueError: if the lengths of x and y differ, or batch_size doesn't divide them.
+    """
+    if len(x) != len(y):
+        raise ValueError(f"x has {len(x)} samples and y has {len(y)}; pass as many of each.")
+    if batch_size < 1 or len(x) % batch_size:
+        raise ValueError(f"batch_size {batch_size} doesn't divide the {len(x)} samples.")
+    arrays = tf.constant(x), tf.constant(y)
+
+    def lay_out(arrays):
+        shapes = [[-1, batch_size, *array.shape[1:]] for array in arrays]
+        return tf.data.Dataset.from_tensor_slices(tuple(map(tf.reshape, arrays, shapes)))
+
+    def shuffled(epoch_seed):
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(x)), [seed, epoch_seed])
+        return lay_out([tf.gather(array, order) for array in arrays])
+
+    if seed is None:
+        return lay_out(arrays)
+    epoch_seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).take(1)
+    dataset = epoch_seeds.flat_map(shuffled)
+    return dataset.apply(tf.data.experimental.assert_cardinality(len(x) // batch_size))
+
+
+class PrintEpochs(keras.callbacks.Callback):
+    """Print the logs of each epoch on one line, without times, which would differ in each run."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        print(f"epoch {epoch + 1:3d}", *(f"{key} {value:.5g}" for key, value in logs.items()))
+
+
+def save_figure(figure, name, table):
+    """Save a matplotlib figure as `figures/name.png`, its numbers beside it as `figures/name.csv`.
+
+    The environment variable FIGURES names another folder: `make run` and `make test` set it, so
+    that only a complete run replaces the figures.
+
+    Args:
+        figure: `matplotlib.figure.Figure`.
+        name: starts with the number of the notebook, such as "01_training".
+        table: `pandas.DataFrame` that holds every number that the figure shows.
+    """
+    folder = Path(os.environ.get("FIGURES", ROOT / "figures"))
+    folder.mkdir(parents=True, exist_ok=True)
+    # The version of matplotlib in the metadata would change the file without changing the figure.
+    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+    table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+
+
+def check_claims(claims, enforce=True):
+    """Print PASS and the claim for each claim that holds, and raise if one doesn't.
+
+    Args:
+        claims: dict from the text of a claim, its threshold in parentheses, to whether it holds.
+        enforce: False in a run with other than the published parameters, which may miss claims:
+            they are then printed as NOT MET instead.
+
+    Raises:
+        AssertionError: that names the claims that don't hold, if `enforce`.
+    """
+    for claim, holds in claims.items():
+        print("PASS" if holds else "NOT MET", claim)
+    failed = [claim for claim, holds in claims.items() if not holds]
+    if not enforce:
+        print(f"Not the published parameters: no claim is enforced, {len(failed)} not met.")
+    elif failed:
+        raise AssertionError("These claims do not hold: " + "; ".join(failed))
+
+
+def _leaves_by_name(nest):
+    """The leaves of a nest by the name that Python would give them: inputs[0]['image']."""
+    leaves = keras.tree.flatten_with_path(nest)
+    return {"inputs" + "".join(f"[{key!r}]" for key in path): leaf for path, leaf in leaves}
+
+
+def _check_weights(weights):
+    weights = _leaves_by_name(weights)
+    for name, weight in weights.items():
+        if not isinstance(weight, numbers.Real):
+            raise TypeError(f"The weight of {name} is {weight!r}; make it a number.")
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"The weight of {name} is {weight}; make it finite and at least 0.")
+    if not any(weights.values()):
+        raise ValueError(f"No weight is positive in {weights}: there is nothing to minimise.")
+    return {name: float(weight) for name, weight in weights.items()}
+
+
+def _check_inputs(tensors, weights):
+    """Return the size of the batch, or None if it isn't known yet."""
+    if not tensors:
+        raise ValueError("inputs is empty; pass at least one tensor.")
+    if tensors.keys() != weights.keys():
+        raise ValueError(
+            f"The weights don't fit the inputs: there are weights for {', '.join(weights)}, "
+            f"and inputs {', '.join(tensors)}. Give one weight for each input."
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape.rank == 0:
+            raise ValueError(f"{name} is a scalar; make the batch its first dimension.")
+        if not tensor.dtype.is_floating and weights[name] > 0:
+            raise TypeError(
+                f"{name} has dtype {tensor.dtype.name}, which has no gradient. Cast it to float32, "
+                "one-hot encode it if it holds labels, or give it weight 0."
+            )
+    sizes = {name: tensor.shape[0] for name, tensor in tensors.items() if tensor.shape.rank}
+    known = {size for size in sizes.values() if size is not None}
+    if len(known) > 1:
+        raise ValueError(f"The inputs differ in batch size, their first dimension: {sizes}.")
+    return known.pop() if known else None
+
+
+def _check_loss(loss, batch_size):
+    if loss.shape.rank == 0:
+        warnings.warn(
+            "loss_fn returned a scalar instead of one value per sample. If it averages over the "
+            "batch, the gradient loss is divided by the square of the batch size. Return a tensor "
+            "of shape (batch,), for instance by reduction='none' or without tf.reduce_mean.",
+            stacklevel=3,
+        )
+    elif not loss.shape.is_compatible_with([batch_size]):
+        raise ValueError(
+            f"loss_fn returned shape {tuple(loss.shape)} instead of one value per sample, shape "
+            f"({batch_size},). Average over the other axes."
+        )
