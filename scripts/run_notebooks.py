@@ -34,16 +34,21 @@ def main():
 
     for notebook in find_notebooks(arguments.only):
         folder = ROOT / "runs" / notebook.stem
-        executed = execute(notebook, folder, papermill_options)
-        if papermill_options:
-            print(f"{notebook.name}: done; see {executed.relative_to(ROOT)}", flush=True)
-        else:
-            publish(notebook, executed)
-            print(f"{notebook.name}: done; replaced it and its figures", flush=True)
+        executed = folder / notebook.name
+        try:
+            failure = execute(notebook, executed, papermill_options)
+            if failure is None and not papermill_options:
+                publish(notebook, executed)
+        except KeyboardInterrupt as signal_name:
+            failure = f"was stopped by {signal_name}{describe_unfinished_cell(executed)}"
+        where = executed.relative_to(ROOT)
+        if failure:
+            sys.exit(f"{notebook.name} {failure}; it and its figures are as they were. See {where}")
+        print(f"{notebook.name}: done, {f'see {where}' if papermill_options else 'replaced'}")
 
 
 def stop(signum, frame):
-    sys.exit(f"{signal.Signals(signum).name}: stopped; no notebook or figure is half written")
+    raise KeyboardInterrupt(signal.Signals(signum).name)
 
 
 def find_notebooks(only):
@@ -57,32 +62,27 @@ def find_notebooks(only):
     return chosen
 
 
-def execute(notebook, folder, papermill_options):
-    """Run a notebook into a fresh folder; exit and name the cell if it doesn't run to its end."""
+def execute(notebook, executed, papermill_options):
+    """Run a notebook in a fresh folder; return what went wrong, or None if it ran to its end."""
     print(f"{notebook.name}: running", flush=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    executed = folder / notebook.name
-    command = [sys.executable, "-m", "papermill", str(notebook), str(executed), "--cwd"]
-    command += [str(notebook.parent), "--kernel", "python3", "--progress-bar"]
-    command += ["--stdout-file", "-", "--stderr-file", "-"]
+    shutil.rmtree(executed.parent, ignore_errors=True)
+    executed.parent.mkdir(parents=True)
+    command = [sys.executable, "-m", "papermill", str(notebook), str(executed)]
+    command += ["--cwd", str(notebook.parent), "--kernel", "python3", "--progress-bar"]
+    command += ["--stdout-file", "-", "--stderr-file", "-", *papermill_options]
     process = subprocess.Popen(
-        [*command, *papermill_options],
-        env={**os.environ, "FIGURES": str(folder), "JUPYTER_PREFER_ENV_PATH": "1"},
+        command,
+        env={**os.environ, "FIGURES": str(executed.parent), "JUPYTER_PREFER_ENV_PATH": "1"},
         start_new_session=True,  # Ctrl-C is for this process to handle: it ends papermill itself.
     )
     try:
         status = process.wait()
     finally:
         end(process)
-    culprit = unfinished_cell(executed)
-    if status or culprit:
-        sys.exit(
-            f"{notebook.name} failed{culprit or f': papermill ended with status {status}'}; "
-            "the notebook and its figures are as they were. "
-            f"The failed run: {executed.relative_to(ROOT)}"
-        )
-    return executed
+    culprit = describe_unfinished_cell(executed)
+    if culprit:
+        return f"failed{culprit}"
+    return f"failed: papermill ended with status {status}" if status else None
 
 
 def end(process):
@@ -95,16 +95,14 @@ def end(process):
             process.kill()
 
 
-def unfinished_cell(executed):
+def describe_unfinished_cell(executed):
     """Describe the first code cell that didn't run to its end, or return '' if all did."""
-    if not executed.exists():
+    try:
+        cells = nbformat.read(executed, as_version=4).cells
+    except (FileNotFoundError, nbformat.reader.NotJSONError):  # Stopped before or while writing it.
         return ""
-    cells = [
-        cell
-        for cell in nbformat.read(executed, as_version=4).cells
-        if cell.cell_type == "code" and cell.source.strip()
-    ]
-    for number, cell in enumerate(cells, 1):
+    code_cells = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
+    for number, cell in enumerate(code_cells, 1):
         errors = [output for output in cell.outputs if output.output_type == "error"]
         if errors or cell.execution_count != number:
             error = f": {errors[0].ename}: {errors[0].evalue}" if errors else ""

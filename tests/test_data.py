@@ -1,0 +1,172 @@
+"""The dataset and what is written and printed, good and bad."""
+
+import hashlib
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+import utils
+
+
+@pytest.fixture
+def raw():
+    with np.load(utils.MNIST_FILE) as archive:
+        return dict(archive)
+
+
+def test_mnist_is_that_of_the_file_as_floats(raw):
+    (x_train, y_train), (x_test, y_test) = utils.load_mnist()
+    for x, y, split in ((x_train, y_train, "train"), (x_test, y_test, "test")):
+        assert x.dtype == np.float32
+        assert np.issubdtype(y.dtype, np.integer)
+        np.testing.assert_array_equal(np.rint(x * 255), raw[f"x_{split}"].reshape(len(x), 784))
+        np.testing.assert_array_equal(y, raw[f"y_{split}"])
+    assert (x_train.min(), x_train.max()) == (0, 1)
+    assert (len(x_train), len(x_test)) == (60_000, 10_000)
+
+
+def test_validation_is_the_end_of_the_training_data():
+    (x_all, y_all), test_all = utils.load_mnist()
+    (x, y), test, (x_validation, y_validation) = utils.load_mnist(validation=5000)
+    np.testing.assert_array_equal(x, x_all[:55_000])
+    np.testing.assert_array_equal(y, y_all[:55_000])
+    np.testing.assert_array_equal(x_validation, x_all[55_000:])
+    np.testing.assert_array_equal(y_validation, y_all[55_000:])
+    np.testing.assert_array_equal(test[0], test_all[0])
+
+
+@pytest.mark.parametrize("validation", [-1, 60_000, 0.5, None])
+def test_bad_validation_is_named(validation):
+    with pytest.raises(ValueError, match=f"validation must be .*not {validation}"):
+        utils.load_mnist(validation)
+
+
+def test_readme_of_the_data_lists_the_checksums(raw):
+    text = (utils.MNIST_FILE.parent / "README.md").read_text()
+    for name, array in raw.items():
+        assert hashlib.sha256(array.tobytes()).hexdigest() in text, name
+    assert hashlib.sha256(utils.MNIST_FILE.read_bytes()).hexdigest() in text
+
+
+def write_nothing(path, raw):
+    pass
+
+
+def write_truncated(path, raw):
+    path.write_bytes(utils.MNIST_FILE.read_bytes()[:1_000_000])
+
+
+def write_damaged(path, raw):
+    damaged = bytearray(utils.MNIST_FILE.read_bytes())
+    damaged[5_000_000:5_000_100] = bytes(100)
+    path.write_bytes(damaged)
+
+
+def write_other_file(path, raw):
+    path.write_text("not an archive")
+
+
+def write_without_labels(path, raw):
+    del raw["y_test"]
+    np.savez(path, **raw)
+
+
+def write_one_pixel_changed(path, raw):
+    raw["x_test"][5, 5, 5] += 1
+    np.savez(path, **raw)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (write_nothing, "is missing"),
+        (write_truncated, "can't be read"),
+        (write_damaged, "can't be read"),
+        (write_other_file, "can't be read"),
+        (write_without_labels, "can't be read.*y_test"),
+        (write_one_pixel_changed, "x_test in .* wrong checksum"),
+    ],
+)
+def test_bad_file_is_named_with_the_mend(write, message, raw, tmp_path, monkeypatch):
+    path = tmp_path / "mnist.npz"
+    write(path, raw)
+    monkeypatch.setattr(utils, "MNIST_FILE", path)
+    with pytest.raises(ValueError, match=f"(?s){message}.*git checkout") as error:
+        utils.load_mnist()
+    assert re.search(re.escape(str(path)), str(error.value))
+
+
+X = np.arange(60, dtype="float32").reshape(20, 3)
+Y = np.arange(20)
+
+
+def read(dataset):
+    return [tuple(map(np.array, batch)) for batch in dataset]
+
+
+def test_batches_keep_the_order():
+    dataset = utils.batches(X, Y, 5)
+    assert len(dataset) == 4
+    for number, (x, y) in enumerate(read(dataset)):
+        np.testing.assert_array_equal(x, X[5 * number : 5 * number + 5])
+        np.testing.assert_array_equal(y, Y[5 * number : 5 * number + 5])
+
+
+def test_batches_reshuffle_everything_in_each_epoch_by_the_seed_alone():
+    dataset = utils.batches(X, Y, 5, seed=3)
+    assert len(dataset) == 4
+    orders = []
+    for _ in range(3):
+        batches = read(dataset)
+        orders.append(np.concatenate([y for _, y in batches]))
+        np.testing.assert_array_equal(np.sort(orders[-1]), Y)
+        np.testing.assert_array_equal(np.concatenate([x for x, _ in batches]), X[orders[-1]])
+    assert not np.array_equal(orders[0], orders[1])
+    assert not np.array_equal(orders[1], orders[2])
+    again = utils.batches(X, Y, 5, seed=3)
+    other = utils.batches(X, Y, 5, seed=4)
+    np.testing.assert_array_equal(np.concatenate([y for _, y in read(again)]), orders[0])
+    assert not np.array_equal(np.concatenate([y for _, y in read(other)]), orders[0])
+
+
+@pytest.mark.parametrize("size", [0, -5, 7, 21])
+def test_bad_batch_size_is_named(size):
+    with pytest.raises(ValueError, match=f"batch_size {size} doesn't divide the 20 samples"):
+        utils.batches(X, Y, size)
+
+
+def test_batches_of_different_lengths_are_named():
+    with pytest.raises(ValueError, match="x has 20 samples and y has 19"):
+        utils.batches(X, Y[:19], 5)
+
+
+def test_claims_that_hold_are_printed(capsys):
+    utils.check_claims({"water is wet (always)": np.bool_(True)})
+    assert capsys.readouterr().out == "PASS water is wet (always)\n"
+
+
+def test_claim_that_fails_raises_and_is_named(capsys):
+    with pytest.raises(AssertionError, match="pigs fly"):
+        utils.check_claims({"water is wet": True, "pigs fly": False})
+    assert capsys.readouterr().out == "PASS water is wet\nNOT MET pigs fly\n"
+
+
+def test_claims_are_not_enforced_with_other_parameters_but_said(capsys):
+    utils.check_claims({"water is wet": True, "pigs fly": False}, enforce=False)
+    assert "NOT MET pigs fly\n" in capsys.readouterr().out
+
+
+def test_figure_is_saved_with_its_numbers_and_reproducibly(tmp_path, monkeypatch):
+    figure, axis = plt.subplots()
+    axis.plot([1, 2])
+    table = pd.DataFrame({"epoch": [1, 2], "loss": [0.1, 1 / 3]})
+    contents = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        monkeypatch.setenv("FIGURES", str(folder))
+        utils.save_figure(figure, "01_test", table)
+        assert (folder / "01_test.csv").read_text() == "epoch,loss\n1,0.1\n2,0.333333\n"
+        contents.append((folder / "01_test.png").read_bytes())
+    assert contents[0] == contents[1]
