@@ -1,0 +1,116 @@
+"""The committed notebooks are what a complete run leaves, and nothing else. nbval compares them."""
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# Folders in which a home, a temporary folder or a container's work tree usually lies.
+ABSOLUTE_PATH = re.compile(
+    r"(?<![\w.:/])/(home|root|Users|tmp|work|mnt|opt|var|private)/\w|[A-Z]:\\\\"
+)
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request):
+    return json.loads(request.param.read_text())
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def tags(cell):
+    return cell["metadata"].get("tags", [])
+
+
+def test_there_are_notebooks_numbered_from_one():
+    assert [path.name[:3] for path in NOTEBOOKS] == [f"{n + 1:02d}_" for n in range(len(NOTEBOOKS))]
+
+
+def test_every_code_cell_ran_once_in_order(notebook):
+    counts = [cell["execution_count"] for cell in code_cells(notebook)]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+def test_no_error_and_nothing_on_stderr(notebook):
+    for cell in code_cells(notebook):
+        for output in cell["outputs"]:
+            assert output["output_type"] != "error", output
+            assert output.get("name") != "stderr", output
+
+
+def test_no_metadata_of_a_run(notebook):
+    assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    assert "version" not in notebook["metadata"]["language_info"]
+    for cell in notebook["cells"]:
+        assert set(cell["metadata"]) <= {"tags"}
+        assert "injected-parameters" not in tags(cell)
+
+
+def test_no_absolute_path(notebook):
+    for cell in notebook["cells"]:
+        text = json.dumps(cell["source"])
+        for output in cell.get("outputs", []):
+            data = {
+                kind: data for kind, data in output.get("data", {}).items() if "image" not in kind
+            }
+            text += json.dumps([data, output.get("text")])
+        assert not ABSOLUTE_PATH.search(text), ABSOLUTE_PATH.search(text)
+
+
+def test_first_cell_asks_a_question(notebook):
+    cell = notebook["cells"][0]
+    assert cell["cell_type"] == "markdown"
+    title = "".join(cell["source"]).splitlines()[0]
+    assert re.fullmatch(r"# \d+\. .*\?", title), title
+
+
+def test_parameters_cell_holds_nothing_but_assignments_of_literals(notebook):
+    (cell,) = [cell for cell in code_cells(notebook) if "parameters" in tags(cell)]
+    namespace = {}
+    exec("".join(cell["source"]), {"__builtins__": {}}, namespace)
+    assert namespace
+    assert cell["outputs"] == []
+
+
+def test_last_code_cell_checks_claims_and_is_compared(notebook):
+    cell = code_cells(notebook)[-1]
+    assert "utils.check_claims(" in "".join(cell["source"])
+    assert tags(cell) == []
+    (output,) = cell["outputs"]
+    lines = "".join(output["text"]).splitlines()
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r"PASS .+ \(.*\d.*\)", line), line
+
+
+def test_most_cells_are_compared(notebook):
+    ignored = [cell for cell in code_cells(notebook) if "nbval-ignore-output" in tags(cell)]
+    assert len(ignored) < len(code_cells(notebook)) / 2
+
+
+def test_only_known_tags(notebook):
+    for cell in notebook["cells"]:
+        assert set(tags(cell)) <= {"parameters", "nbval-ignore-output"}
+
+
+def test_reads_as_an_argument(notebook):
+    sources = ["".join(cell["source"]) for cell in code_cells(notebook)]
+    markdown = [cell for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+    assert statistics.median(len(source.splitlines()) for source in sources) < 8
+    assert len(markdown) >= len(sources)
+
+
+def test_figures_are_those_that_the_notebooks_draw_each_with_its_numbers():
+    drawn = set()
+    for path in NOTEBOOKS:
+        names = re.findall(r'utils\.save_figure\(\w+, \\"(\w+)\\"', path.read_text())
+        assert all(name.startswith(path.name[:3]) for name in names), names
+        drawn |= {f"{name}.{kind}" for name in names for kind in ("png", "csv")}
+    assert {path.name for path in (ROOT / "figures").iterdir()} == drawn
