@@ -141,6 +141,9 @@ class GradientLossModel(keras.Model):
         if sample_weight is not None:
             raise ValueError("The gradient loss takes no sample_weight or class_weight: drop it.")
 
+        # XLA merges this forward pass with that of the gradient loss, unless dropout or the like
+        # makes them differ.
+        y_pred = self(x, training=False)
         with tf.GradientTape() as tape:
             loss = self.gradient_loss((x, y))
             if self.losses:
@@ -153,7 +156,6 @@ class GradientLossModel(keras.Model):
             zip(tape.gradient(scaled, variables), variables, strict=True)
         )
 
-        y_pred = self(x, training=False)
         batch_size = tf.shape(keras.tree.flatten(y)[0])[0]
         self.metrics[0].update_state(loss, sample_weight=batch_size)
         return self.compute_metrics(x, y, y_pred)
@@ -248,6 +250,10 @@ def batches(x, y, batch_size, seed=None):
         raise ValueError(f"batch_size {batch_size} doesn't divide the {len(x)} samples.")
     arrays = tf.constant(x), tf.constant(y)
 
+    options = tf.data.Options()
+    # At the end of an epoch, fit would wait for the autotuner to wake, by up to a second.
+    options.autotune.enabled = False
+
     def lay_out(arrays):
         shapes = [[-1, batch_size, *array.shape[1:]] for array in arrays]
         return tf.data.Dataset.from_tensor_slices(tuple(map(tf.reshape, arrays, shapes)))
@@ -257,9 +263,9 @@ def batches(x, y, batch_size, seed=None):
         return lay_out([tf.gather(array, order) for array in arrays])
 
     if seed is None:
-        return lay_out(arrays)
+        return lay_out(arrays).with_options(options)
     epoch_seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).take(1)
-    dataset = epoch_seeds.flat_map(shuffled)
+    dataset = epoch_seeds.flat_map(shuffled).with_options(options)
     return dataset.apply(tf.data.experimental.assert_cardinality(len(x) // batch_size))
 
 

@@ -2,10 +2,6 @@
 
 import os
 
-# One thread computes the same digits whatever the number of cores, and these small networks train
-# faster with one than with two.
-os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
-
 # TensorFlow's start-up lines name the machine's processor and drivers, and bypass Python. They
 # would stand in red in the notebooks. Warnings and errors of Python are shown as ever.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 ROOT = Path(__file__).resolve().parent.parent
 # What differs from run to run or from one Python to the next.
@@ -113,6 +114,9 @@ def describe_unfinished_cell(executed):
 
 def publish(notebook, executed):
     """Move a stripped run and its figures into place, and drop figures no longer drawn."""
+    # The kernel sends what a cell prints in pieces that depend on its speed: join them.
+    joined, _ = CoalesceStreamsPreprocessor().preprocess(nbformat.read(executed, as_version=4), {})
+    nbformat.write(joined, executed)
     strip = [sys.executable, "-m", "nbstripout", "--keep-output", "--keep-count"]
     subprocess.run([*strip, "--extra-keys", RUN_METADATA, str(executed)], check=True)
     figures = ROOT / "figures"
