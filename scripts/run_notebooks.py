@@ -105,7 +105,8 @@ def describe_unfinished_cell(executed):
     code_cells = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
     for number, cell in enumerate(code_cells, 1):
         errors = [output for output in cell.outputs if output.output_type == "error"]
-        if errors or cell.execution_count != number:
+        done = "shell.execute_reply" in cell.metadata.get("execution", {})
+        if errors or not done or cell.execution_count != number:
             error = f": {errors[0].ename}: {errors[0].evalue}" if errors else ""
             first_line = cell.source.strip().splitlines()[0]
             return f" in code cell {number} (`{first_line}`){error}"
