@@ -61,7 +61,8 @@ def get_gradient_loss_fn(loss_fn, weights=None):
     weights = None if weights is None else _check_weights(weights)
 
     def gradient_loss(inputs):
-        inputs = keras.tree.map_structure(tf.convert_to_tensor, inputs)
+        # identity, as a tensor that is given twice (an autoencoder's) counts as two inputs.
+        inputs = keras.tree.map_structure(tf.identity, inputs)
         tensors = _leaves_by_name(inputs)
         weight = dict.fromkeys(tensors, 1.0) if weights is None else weights
         batch_size = _check_inputs(tensors, weight)
@@ -89,10 +90,10 @@ def get_gradient_loss_fn(loss_fn, weights=None):
 class GradientLossModel(keras.Model):
     """A Keras model that `fit` trains on the gradient loss of `loss_fn`.
 
-    It shares its layers and weights with `model`. `predict`, `evaluate` and metrics are those of
-    `model` compiled with `loss_fn`. So in the history of `fit`, "loss" is the gradient loss that
-    is minimised (plus the model's own regularisation losses, if it has any), and "val_loss" is
-    the mean of `loss_fn` itself. Metrics of the training data are computed in inference mode.
+    It shares its weights with `model`. `predict`, `evaluate` and metrics are those of `model`
+    compiled with `loss_fn`. So in the history of `fit`, "loss" is the gradient loss (plus the
+    regularisation losses of the model, if any), and "val_loss" is the mean of `loss_fn` itself.
+    Metrics of the training data are computed in inference mode, before the update of each batch.
 
     Args:
         model: a `keras.Model` that maps x to predictions.
@@ -119,7 +120,7 @@ class GradientLossModel(keras.Model):
             )
         self.model = model
         self.loss_fn = loss_fn
-        self.config_of_weights = weights
+        self.weights_of_terms = weights
         self.gradient_loss = get_gradient_loss_fn(
             lambda inputs: loss_fn(inputs[1], model(inputs[0], training=True)), weights
         )
@@ -166,7 +167,7 @@ class GradientLossModel(keras.Model):
             **super().get_config(),
             "model": serialize(self.model),
             "loss_fn": serialize(self.loss_fn),
-            "weights": serialize(self.config_of_weights),
+            "weights": serialize(self.weights_of_terms),
         }
 
     @classmethod
@@ -203,17 +204,15 @@ def load_mnist(validation=0):
     Raises:
         ValueError: if the file is missing or damaged, or `validation` isn't in [0, 60000).
     """
-    mend = "Restore it with `git checkout -- data/mnist.npz`."
     try:
         with np.load(MNIST_FILE) as archive:
             arrays = {name: archive[name] for name in MNIST_SHA256}
-    except FileNotFoundError:
-        raise ValueError(f"The dataset {MNIST_FILE} is missing. {mend}") from None
+        for name, expected in MNIST_SHA256.items():
+            if hashlib.sha256(np.ascontiguousarray(arrays[name])).hexdigest() != expected:
+                raise ValueError(f"{name} has the wrong checksum")
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"The dataset {MNIST_FILE} can't be read ({error}). {mend}") from error
-    for name, expected in MNIST_SHA256.items():
-        if hashlib.sha256(np.ascontiguousarray(arrays[name])).hexdigest() != expected:
-            raise ValueError(f"{name} in {MNIST_FILE} has the wrong checksum. {mend}")
+        mend = "restore it with `git checkout -- data/mnist.npz`."
+        raise ValueError(f"The dataset {MNIST_FILE} is unusable ({error}); {mend}") from error
 
     def pair(split):
         images = arrays[f"x_{split}"].reshape(-1, 784).astype("float32") / 255

@@ -82,12 +82,12 @@ def write_one_pixel_changed(path, raw):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (write_nothing, "is missing"),
-        (write_truncated, "can't be read"),
-        (write_damaged, "can't be read"),
-        (write_other_file, "can't be read"),
-        (write_without_labels, "can't be read.*y_test"),
-        (write_one_pixel_changed, "x_test in .* wrong checksum"),
+        (write_nothing, "No such file"),
+        (write_truncated, "is unusable"),
+        (write_damaged, "is unusable"),
+        (write_other_file, "is unusable"),
+        (write_without_labels, "is unusable.*y_test"),
+        (write_one_pixel_changed, "x_test has the wrong checksum"),
     ],
 )
 def test_bad_file_is_named_with_the_mend(write, message, raw, tmp_path, monkeypatch):
