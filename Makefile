@@ -23,7 +23,7 @@ test: install ## lint, unit tests, and every notebook run again and compared wit
 	@$(BIN)/python -m pytest
 
 lab: install ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab --notebook-dir=. notebooks
+	@$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
 
 bench: install ## time one epoch of the gradient loss against the published loop
 	@$(BIN)/python benchmarks/epoch_time.py
