@@ -45,9 +45,9 @@ def get_gradient_loss_fn(loss_fn, weights=None):
 
     Returns:
         `gradient_loss(inputs)`, where `inputs` is a tensor or a nest (tuple, list, dict) of
-        floating tensors, each of shape (B, ...). It returns a scalar tensor of the dtype of the
-        loss, differentiable with respect to whatever variables `loss_fn` uses, and works eagerly,
-        inside `tf.function` and under XLA.
+        floating tensors, each of shape (B, ...). It returns a scalar tensor, float64 if the loss
+        is, else float32. It is differentiable with respect to whatever variables `loss_fn` uses,
+        and works eagerly, inside `tf.function` and under XLA.
 
     Raises:
         ValueError, TypeError: here for weights that are not finite, non-negative numbers; in
@@ -72,15 +72,17 @@ def get_gradient_loss_fn(loss_fn, weights=None):
             tape.watch(watched)
             loss = loss_fn(inputs)
         _check_loss(loss, batch_size)
-        total = tf.zeros([], loss.dtype)
+        # Squares of small gradients would underflow in half precision.
+        dtype = tf.float64 if loss.dtype == tf.float64 else tf.float32
+        total = tf.zeros([], dtype)
         for name, gradient in tape.gradient(loss, watched).items():
             if gradient is None:
                 raise ValueError(
                     f"loss_fn doesn't depend on {name}, so it has no gradient there. "
                     f"Use {name} in loss_fn, leave it out of the inputs, or give it weight 0."
                 )
-            term = tf.reduce_mean(tf.square(tf.convert_to_tensor(gradient)))
-            total += weight[name] * tf.cast(term, loss.dtype)
+            gradient = tf.cast(tf.convert_to_tensor(gradient), dtype)
+            total += weight[name] * tf.reduce_mean(tf.square(gradient))
         return total
 
     return gradient_loss
@@ -92,7 +94,8 @@ class GradientLossModel(keras.Model):
 
     It shares its weights with `model`. `predict`, `evaluate` and metrics are those of `model`
     compiled with `loss_fn`. So in the history of `fit`, "loss" is the gradient loss (plus the
-    regularisation losses of the model, if any), and "val_loss" is the mean of `loss_fn` itself.
+    regularisation losses of the model, if any), and "val_loss" is what `model.evaluate` reports.
+    Another loss given to `compile` changes what is reported there, not what is minimised.
     Metrics of the training data are computed in inference mode, before the update of each batch.
 
     Args:

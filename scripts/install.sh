@@ -16,8 +16,12 @@ interpreter() {
     "$1" -c 'import sys; print(sys.base_prefix, sys.version.split()[0])'
 }
 
-wanted=$(cat requirements.txt constraints.txt pyproject.toml scripts/install.sh \
-    scripts/ipython_kernel_config.py | cksum)
+# pwd, as the programs in .venv hold its path; of pyproject.toml, what concerns the installation.
+wanted=$({
+    pwd
+    sed '/^\[tool.ruff\]/,$d' pyproject.toml
+    cat requirements.txt constraints.txt scripts/install.sh scripts/ipython_kernel_config.py
+} | cksum)
 if [ -f .venv/installed ] && [ "$(cat .venv/installed)" = "$wanted" ] && supported .venv/bin/python
 then
     [ -z "${PYTHON:-}" ] && exit 0
@@ -36,6 +40,8 @@ else
 fi
 "$python" -c 'import ensurepip, venv' 2>/dev/null || fail "$python lacks the venv module; install it (Debian and Ubuntu: apt install python3-venv), or name another Python: make PYTHON=/path/to/python3.12"
 
+# Not a Python in the very .venv that is about to go.
+python=$("$python" -c 'import sys; print(getattr(sys, "_base_executable", sys.executable))')
 echo "Installing the packages of requirements.txt into .venv; this takes some minutes, once."
 rm -rf .venv
 "$python" -m venv .venv || fail "$python can't create .venv; the lines above say why"

@@ -187,6 +187,15 @@ def test_terms_of_different_precision_add_up_in_that_of_the_loss():
     assert loss == 4 + 9
 
 
+def test_half_precision_does_not_underflow():
+    inputs = tf.ones([2, 3], tf.float16)
+    loss = get_gradient_loss_fn(lambda z: tf.reduce_sum(z, 1) * tf.constant(1e-4, tf.float16))(
+        inputs
+    )
+    assert loss.dtype == tf.float32
+    np.testing.assert_allclose(loss, 1e-8, rtol=1e-2)
+
+
 X, Y = tf.ones([4, 3]), tf.ones([4, 2])
 
 

@@ -9,6 +9,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+IS_ITSELF = 'case "$2" in *_base_executable*) echo "$0"; exit ;; esac'
+
+
 @pytest.fixture
 def install(tmp_path):
     """Run the installation in a copy of the project with a stand-in for Python."""
@@ -18,7 +21,7 @@ def install(tmp_path):
 
     def install(body):
         python = tmp_path / "python"
-        python.write_text(f"#!/bin/sh\n{body}\n")
+        python.write_text(f"#!/bin/sh\n{IS_ITSELF}\n{body}\n")
         python.chmod(0o755)
         result = subprocess.run(
             ["scripts/install.sh"],
