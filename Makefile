@@ -1,12 +1,12 @@
 # Every way into the project. Each target first makes sure that .venv holds the pinned packages.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run-all run test lab bench clean
+.PHONY: help install cluster run-all run test lab bench clean-cache clean
 export PYTHON
 BIN := .venv/bin
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 install:
 	@scripts/install.sh
@@ -17,7 +17,11 @@ run-all: install ## run all notebooks, and replace each by its new run if it suc
 run: install ## run one: make run NB=01; with PARAMS="-p epochs 2" the result goes to runs/
 	@$(BIN)/python scripts/run_notebooks.py --only "$(NB)" $(PARAMS)
 
-test: install ## lint, unit tests, and every notebook run again and compared with its outputs
+cluster: install ## add Dask, for sweeps over several machines
+	@$(BIN)/python -c "import distributed" 2>/dev/null || $(BIN)/python -m pip install --quiet \
+		--disable-pip-version-check --constraint constraints.txt distributed
+
+test: cluster ## lint, unit tests, and every notebook run again and compared with its outputs
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/python -m pytest
@@ -28,6 +32,9 @@ lab: install ## open the notebooks in JupyterLab
 bench: install ## time one epoch of the gradient loss against the published loop
 	@$(BIN)/python benchmarks/epoch_time.py
 
-clean: ## remove .venv and all that runs and tests leave behind
+clean-cache: ## forget the finished runs, so that the next sweeps train everything again
+	@rm -rf cache
+
+clean: clean-cache ## remove .venv and all that runs and tests leave behind
 	@rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache
 	@find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -1,6 +1,7 @@
 """The gradient loss: train a network on the squared norm of its loss's gradient at the data.
 
-The notebooks import everything that more than one of them needs from here.
+The notebooks import everything that more than one of them needs from here: also how to train, from
+training.py, and many times over, from sweeps.py.
 """
 
 import hashlib
@@ -15,6 +16,9 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+
+from sweeps import sweep  # noqa: F401
+from training import ObjectiveModel, batches, train  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent
 MNIST_FILE = ROOT / "data" / "mnist.npz"
@@ -88,15 +92,46 @@ def get_gradient_loss_fn(loss_fn, weights=None):
     return gradient_loss
 
 
+def loss_objective(loss_fn):
+    """The usual objective: the mean of `loss_fn(y_true, y_pred)` over the batch."""
+
+    def objective(model, x, y):
+        return tf.reduce_mean(loss_fn(y, model(x, training=True)))
+
+    return objective
+
+
+def gradient_loss_objective(loss_fn, weights=None):
+    """The gradient loss of `loss_fn(y_true, y_pred)` as an objective.
+
+    Arguments and errors are those of `GradientLossModel`.
+    """
+    if not callable(loss_fn):
+        raise TypeError(
+            "loss_fn must be a function of (y_true, y_pred), such as "
+            f"keras.losses.mean_squared_error, not {loss_fn!r}."
+        )
+    if weights is not None:
+        _check_weights(weights)
+
+    def objective(model, x, y):
+        if y is None:
+            raise ValueError("The gradient loss needs targets: pass y to fit as well as x.")
+
+        def loss_of_inputs(inputs):
+            return loss_fn(inputs[1], model(inputs[0], training=True))
+
+        return get_gradient_loss_fn(loss_of_inputs, weights)((x, y))
+
+    return objective
+
+
 @keras.saving.register_keras_serializable(package="gradient_loss")
-class GradientLossModel(keras.Model):
+class GradientLossModel(ObjectiveModel):
     """A Keras model that `fit` trains on the gradient loss of `loss_fn`.
 
-    It shares its weights with `model`. `predict`, `evaluate` and metrics are those of `model`
-    compiled with `loss_fn`. So in the history of `fit`, "loss" is the gradient loss (plus the
-    regularisation losses of the model, if any), and "val_loss" is what `model.evaluate` reports.
+    It is compiled with `loss_fn`, so "val_loss" is what `model.evaluate` reports, and can be saved.
     Another loss given to `compile` changes what is reported there, not what is minimised.
-    Metrics of the training data are computed in inference mode, before the update of each batch.
 
     Args:
         model: a `keras.Model` that maps x to predictions.
@@ -113,23 +148,9 @@ class GradientLossModel(keras.Model):
     """
 
     def __init__(self, model, loss_fn, weights=None, **kwargs):
-        super().__init__(**kwargs)
-        if not isinstance(model, keras.Model):
-            raise TypeError(f"model must be a keras.Model, not {type(model).__name__}.")
-        if not callable(loss_fn):
-            raise TypeError(
-                "loss_fn must be a function of (y_true, y_pred), such as "
-                f"keras.losses.mean_squared_error, not {loss_fn!r}."
-            )
-        self.model = model
+        super().__init__(model, gradient_loss_objective(loss_fn, weights), **kwargs)
         self.loss_fn = loss_fn
         self.weights_of_terms = weights
-        self.gradient_loss = get_gradient_loss_fn(
-            lambda inputs: loss_fn(inputs[1], model(inputs[0], training=True)), weights
-        )
-
-    def call(self, inputs, training=None):
-        return self.model(inputs, training=training)
 
     def compile(self, optimizer="rmsprop", loss=None, **kwargs):
         super().compile(optimizer, self.loss_fn if loss is None else loss, **kwargs)
@@ -137,32 +158,6 @@ class GradientLossModel(keras.Model):
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
-
-    def train_step(self, data):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        if y is None:
-            raise ValueError("The gradient loss needs targets: pass y to fit as well as x.")
-        if sample_weight is not None:
-            raise ValueError("The gradient loss takes no sample_weight or class_weight: drop it.")
-
-        # XLA merges this forward pass with that of the gradient loss, unless dropout or the like
-        # makes them differ.
-        y_pred = self(x, training=False)
-        with tf.GradientTape() as tape:
-            loss = self.gradient_loss((x, y))
-            if self.losses:
-                loss += tf.add_n(self.losses)
-            # Keras sums the gradients of all replicas, so each contributes its share of the mean.
-            share = loss / tf.distribute.get_strategy().num_replicas_in_sync
-            scaled = self.optimizer.scale_loss(share)
-        variables = self.trainable_variables
-        self.optimizer.apply_gradients(
-            zip(tape.gradient(scaled, variables), variables, strict=True)
-        )
-
-        batch_size = tf.shape(keras.tree.flatten(y)[0])[0]
-        self.metrics[0].update_state(loss, sample_weight=batch_size)
-        return self.compute_metrics(x, y, y_pred)
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
@@ -227,55 +222,6 @@ def load_mnist(validation=0):
     if validation == 0:
         return (x, y), test
     return (x[:-validation], y[:-validation]), test, (x[-validation:], y[-validation:])
-
-
-def batches(x, y, batch_size, seed=None):
-    """Lay the data out in batches beforehand, which `fit` reads faster than single samples.
-
-    Pass `shuffle=False` to `fit` with it: Keras can't shuffle a dataset.
-
-    Args:
-        x, y: arrays of n samples each.
-        batch_size: divides n.
-        seed: shuffle all samples anew in each epoch, in an order that depends on the seed alone.
-            Without it, every epoch takes them in their order.
-
-    Returns:
-        `tf.data.Dataset` of n / batch_size pairs, shapes (batch_size, ...).
-
-    Raises:
-        ValueError: if the lengths of x and y differ, or batch_size doesn't divide them.
-    """
-    if len(x) != len(y):
-        raise ValueError(f"x has {len(x)} samples and y has {len(y)}; pass as many of each.")
-    if batch_size < 1 or len(x) % batch_size:
-        raise ValueError(f"batch_size {batch_size} doesn't divide the {len(x)} samples.")
-    arrays = tf.constant(x), tf.constant(y)
-
-    options = tf.data.Options()
-    # At the end of an epoch, fit would wait for the autotuner to wake, by up to a second.
-    options.autotune.enabled = False
-
-    def lay_out(arrays):
-        shapes = [[-1, batch_size, *array.shape[1:]] for array in arrays]
-        return tf.data.Dataset.from_tensor_slices(tuple(map(tf.reshape, arrays, shapes)))
-
-    def shuffled(epoch_seed):
-        order = tf.random.experimental.stateless_shuffle(tf.range(len(x)), [seed, epoch_seed])
-        return lay_out([tf.gather(array, order) for array in arrays])
-
-    if seed is None:
-        return lay_out(arrays).with_options(options)
-    epoch_seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).take(1)
-    dataset = epoch_seeds.flat_map(shuffled).with_options(options)
-    return dataset.apply(tf.data.experimental.assert_cardinality(len(x) // batch_size))
-
-
-class PrintEpochs(keras.callbacks.Callback):
-    """Print the logs of each epoch on one line, without times, which would differ in each run."""
-
-    def on_epoch_end(self, epoch, logs=None):
-        print(f"epoch {epoch + 1:3d}", *(f"{key} {value:.5g}" for key, value in logs.items()))
 
 
 def save_figure(figure, name, table):

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 
 import utils
 
@@ -115,27 +116,38 @@ def test_batches_keep_the_order():
         np.testing.assert_array_equal(y, Y[5 * number : 5 * number + 5])
 
 
-def test_batches_reshuffle_everything_in_each_epoch_by_the_seed_alone():
-    dataset = utils.batches(X, Y, 5, seed=3)
+def test_batches_reshuffle_everything_by_the_order_seed():
+    order_seed = tf.Variable([3, 0])
+    dataset = utils.batches(X, Y, 5, order_seed)
     assert len(dataset) == 4
     orders = []
-    for _ in range(3):
+    for epoch in range(3):
+        order_seed.assign([3, epoch])
         batches = read(dataset)
         orders.append(np.concatenate([y for _, y in batches]))
         np.testing.assert_array_equal(np.sort(orders[-1]), Y)
         np.testing.assert_array_equal(np.concatenate([x for x, _ in batches]), X[orders[-1]])
     assert not np.array_equal(orders[0], orders[1])
     assert not np.array_equal(orders[1], orders[2])
-    again = utils.batches(X, Y, 5, seed=3)
-    other = utils.batches(X, Y, 5, seed=4)
-    np.testing.assert_array_equal(np.concatenate([y for _, y in read(again)]), orders[0])
-    assert not np.array_equal(np.concatenate([y for _, y in read(other)]), orders[0])
+    again = np.concatenate([y for _, y in read(utils.batches(X, Y, 5, [3, 0]))])
+    np.testing.assert_array_equal(again, orders[0])
 
 
-@pytest.mark.parametrize("size", [0, -5, 7, 21])
-def test_bad_batch_size_is_named(size):
-    with pytest.raises(ValueError, match=f"batch_size {size} doesn't divide the 20 samples"):
-        utils.batches(X, Y, size)
+def test_batches_in_random_order_leave_out_what_fills_no_batch():
+    labels = np.concatenate([y for _, y in read(utils.batches(X, Y, 7, [3, 0]))])
+    assert len(labels) == len(set(labels)) == 14
+
+
+@pytest.mark.parametrize("order_seed", [None, [0, 0]])
+@pytest.mark.parametrize("size", [0, -5, 21])
+def test_bad_batch_size_is_named(size, order_seed):
+    with pytest.raises(ValueError, match=f"batch_size is {size}; make it 1 to 20"):
+        utils.batches(X, Y, size, order_seed)
+
+
+def test_batch_size_must_divide_the_samples_that_keep_their_order():
+    with pytest.raises(ValueError, match="batch_size 7 doesn't divide the 20 samples"):
+        utils.batches(X, Y, 7)
 
 
 def test_batches_of_different_lengths_are_named():

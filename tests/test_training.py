@@ -1,0 +1,163 @@
+"""`train` against a training loop written out by hand, and on two devices against one."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras.losses import mean_squared_error
+
+import utils
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.random([210, 12]).astype("float32")
+Y = np.eye(4, dtype="float32")[RANDOM.integers(4, size=210)]
+PLAIN = utils.loss_objective(mean_squared_error)
+GRADIENT_LOSS = utils.gradient_loss_objective(mean_squared_error)
+
+
+def network():
+    return keras.Sequential(
+        [
+            keras.Input([12]),
+            keras.layers.Dense(16, activation="relu"),
+            keras.layers.Dense(4, activation="softmax"),
+        ]
+    )
+
+
+def train(objective=GRADIENT_LOSS, x=X, y=Y, seed=3, **options):
+    return utils.train(network, objective, x, y, seed, **{"epochs": 2, "batch_size": 50, **options})
+
+
+def weights(run):
+    return np.concatenate([weight.ravel() for weight in run.model.get_weights()])
+
+
+def train_by_hand(strength, shuffle, seed=3, epochs=2):
+    """Double backpropagation of this strength, eagerly, without get_gradient_loss_fn and fit."""
+    keras.utils.set_random_seed(seed)
+    model, optimizer = network(), keras.optimizers.Adam()
+    losses = []
+    for epoch in range(epochs):
+        order = tf.random.experimental.stateless_shuffle(range(200), [seed, epoch]).numpy()
+        for step in range(4):
+            chosen = (order if shuffle else np.arange(200))[50 * step : 50 * step + 50]
+            x, y = tf.constant(X[chosen]), tf.constant(Y[chosen])
+            with tf.GradientTape() as outer:
+                with tf.GradientTape() as inner:
+                    inner.watch(x)
+                    loss = tf.reduce_mean((y - model(x)) ** 2, axis=1)
+                gradient = inner.gradient(loss, x)
+                total = tf.reduce_mean(loss) + strength * tf.reduce_mean(gradient**2)
+            gradients = outer.gradient(total, model.trainable_variables)
+            optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+            losses.append(float(total))
+    losses = np.reshape(losses, [epochs, 4]).mean(axis=1)
+    return np.concatenate([weight.ravel() for weight in model.get_weights()]), losses
+
+
+def scaled_gradient_loss(model, x, y):
+    """For 4 outputs, the mean of (dS/dy)^2 is (4/4^2) S: times 4, S has the factor 1."""
+    return 4 * GRADIENT_LOSS(model, x, y)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(("objective", "strength"), [(PLAIN, 0), (scaled_gradient_loss, 4)])
+def test_equals_a_loop_by_hand(objective, strength, shuffle):
+    run = train(objective, X[:200], Y[:200], shuffle=shuffle)
+    expected, losses = train_by_hand(strength, shuffle)
+    np.testing.assert_allclose(weights(run), expected, atol=1e-5)
+    np.testing.assert_allclose(run.history["loss"], losses, rtol=1e-5)
+
+
+def test_initial_weights_depend_on_the_seed_alone():
+    frozen = {"class_name": "SGD", "config": {"learning_rate": 0.0}}
+    first = train(PLAIN, seed=5, optimizer=frozen)
+    np.random.seed(1)
+    tf.random.uniform([3])
+    other_objective = train(seed=5, optimizer=frozen, epochs=1, batch_size=30)
+    np.testing.assert_array_equal(weights(first), weights(other_objective))
+    assert not np.allclose(weights(first), weights(train(seed=6, optimizer=frozen)))
+
+
+def test_the_same_run_twice_gives_the_same_bits():
+    first, second = train(), train()
+    assert weights(first).tobytes() == weights(second).tobytes()
+    assert first.history == second.history
+
+
+def test_returns_the_history_and_the_seconds_of_each_epoch():
+    run = train(epochs=3, validation_data=(X, Y), loss="mse")
+    assert set(run.history) == {"loss", "accuracy", "val_accuracy", "val_loss"}
+    assert [len(values) for values in run.history.values()] == [3] * 4
+    assert len(run.seconds) == 3
+    assert min(run.seconds) > 0
+    accuracy = np.mean(run.model.predict(X, verbose=0).argmax(axis=1) == Y.argmax(axis=1))
+    np.testing.assert_allclose(run.history["val_accuracy"][-1], accuracy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"epochs": 0}, ValueError, "epochs is 0; make it at least 1"),
+        ({"epochs": 1.5}, TypeError, "epochs is 1.5; make it an integer"),
+        ({"seed": -1}, ValueError, "seed is -1; make it at least 0"),
+        ({"seed": True}, TypeError, "seed is True; make it an integer"),
+        ({"batch_size": 0}, ValueError, "batch_size is 0; make it at least 1"),
+        ({"batch_size": 211}, ValueError, "batch_size is 211, more than the 210 samples"),
+        ({"x": np.full_like(X, np.nan)}, ValueError, r"x holds nan at \[0, 0\]; leave"),
+        ({"y": np.full_like(Y, np.inf)}, ValueError, "y holds inf"),
+        ({"y": Y[:9]}, ValueError, "x has 210 samples and y has 9"),
+        ({"shuffle": False}, ValueError, "batch_size 50 doesn't divide the 210 samples"),
+        ({"validation_data": (X, Y)}, ValueError, "validation_data needs a loss"),
+        ({"optimizer": keras.optimizers.Adam()}, TypeError, "pass its name or keras.opt"),
+    ],
+)
+def test_bad_input_is_named_with_the_mend(changes, error, message):
+    with pytest.raises(error, match=message):
+        train(**changes)
+
+
+def test_a_run_that_diverges_stops_and_says_where():
+    def square(model, x, y):
+        return tf.reduce_mean(model(x) / 0.0)
+
+    with pytest.raises(FloatingPointError, match=r"The loss is (nan|inf) in epoch 1; lower"):
+        train(square)
+
+
+TWO_DEVICES = """
+import keras, numpy as np, tensorflow as tf
+import utils
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+x = np.random.default_rng(0).normal(size=(2000, 8)).astype("float32")
+y = keras.utils.to_categorical(x[:, 0] > 0)
+
+def fit(strategy):
+    with strategy.scope():
+        keras.utils.set_random_seed(0)
+        layers = [keras.Input([8]), keras.layers.Dense(16, "relu", kernel_regularizer="l2")]
+        model = keras.Sequential([*layers, keras.layers.Dense(2, "softmax")])
+        trainer = utils.GradientLossModel(model, keras.losses.mean_squared_error)
+        trainer.compile("adam", metrics=["accuracy"])
+    before = model.get_weights()
+    history = trainer.fit(x, y, batch_size=100, shuffle=False, verbose=0).history
+    assert trainer.optimizer.iterations == 20
+    assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(before, model.get_weights()))
+    return [*model.get_weights(), *history.values()]
+
+devices = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+assert devices.num_replicas_in_sync == 2
+for one, two in zip(fit(tf.distribute.get_strategy()), fit(devices), strict=True):
+    np.testing.assert_allclose(one, two, rtol=0, atol=1e-5)
+"""
+
+
+def test_two_devices_equal_one():
+    run = subprocess.run([sys.executable, "-c", TWO_DEVICES], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
