@@ -19,7 +19,7 @@ run: install ## run one: make run NB=01; with PARAMS="-p epochs 2" the result go
 
 cluster: install ## add Dask, for sweeps over several machines
 	@$(BIN)/python -c "import distributed" 2>/dev/null || $(BIN)/python -m pip install --quiet \
-		--disable-pip-version-check --constraint constraints.txt distributed
+		--disable-pip-version-check --constraint constraints.txt distributed >>.venv/install.log 2>&1
 
 test: cluster ## lint, unit tests, and every notebook run again and compared with its outputs
 	@$(BIN)/ruff check
@@ -29,12 +29,21 @@ test: cluster ## lint, unit tests, and every notebook run again and compared wit
 lab: install ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
 
-bench: install ## time one epoch of the gradient loss against the published loop
-	@$(BIN)/python benchmarks/epoch_time.py
+bench: install benchmarks/.venv/installed ## time training against its peers, 12 minutes; then run NB=09
+	@$(BIN)/python benchmarks/run.py
+
+# JAX and PyTorch have an environment of their own: the project doesn't depend on them.
+benchmarks/.venv/installed: benchmarks/requirements.txt
+	@echo "Installing JAX and PyTorch into benchmarks/.venv"
+	@rm -rf benchmarks/.venv
+	@$(BIN)/python -m venv benchmarks/.venv
+	@benchmarks/.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+		--requirement benchmarks/requirements.txt >>.venv/install.log 2>&1
+	@touch $@
 
 clean-cache: ## forget the finished runs, so that the next sweeps train everything again
 	@rm -rf cache
 
 clean: clean-cache ## remove .venv and all that runs and tests leave behind
-	@rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache
+	@rm -rf .venv benchmarks/.venv runs build *.egg-info .pytest_cache .ruff_cache
 	@find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

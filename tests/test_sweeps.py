@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 import re
 import signal
 import subprocess
@@ -253,17 +254,9 @@ def test_a_cluster_gives_the_same_results_though_a_worker_is_killed(tmp_path, mo
     distributed = pytest.importorskip("distributed")
 
     def run(seed):
-        import utils
-
-        x = np.random.default_rng(0).random([400, 8]).astype("float32")
-        y = np.eye(2, dtype="float32")[(x[:, 0] > 0.5).astype(int)]
-
-        def network():
-            layers = [keras.Input([8]), keras.layers.Dense(8, "relu"), keras.layers.Dense(2)]
-            return keras.Sequential(layers)
-
-        objective = utils.gradient_loss_objective(keras.losses.mean_squared_error)
-        return utils.train(network, objective, x, y, seed, epochs=3).model.get_weights()
+        # Python's random state is what the threads of a Dask worker would draw from, too.
+        random.seed(seed)
+        return [random.random() for _ in range(300_000)][-3:]
 
     def run_and_kill(seed, folder):
         if seed == 2 and not folder.joinpath("killed").exists():
@@ -278,9 +271,7 @@ def test_a_cluster_gives_the_same_results_though_a_worker_is_killed(tmp_path, mo
         settings = [{"seed": seed, "folder": tmp_path} for seed in seeds]
         actual = sweep(run_and_kill, settings, cache=tmp_path / "cluster")
     assert (tmp_path / "killed").exists()
-    for weights, expected_weights in zip(actual, expected, strict=True):
-        for weight, expected_weight in zip(weights, expected_weights, strict=True):
-            np.testing.assert_array_equal(weight, expected_weight)
+    assert actual == expected
 
 
 def test_an_unreachable_scheduler_is_named_before_the_first_run(counted, tmp_path):

@@ -1,0 +1,57 @@
+"""Eight runs one after another with all threads, against the same in a sweep. Each in its turn.
+
+Each way is a process of its own, as a user would start it; its start-up counts.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+
+REPETITIONS = 5
+RUNS = 8
+EPOCHS = 5
+
+
+def run(seed):
+    import keras
+
+    import utils
+
+    (x, labels), _ = utils.load_mnist()
+    objective = utils.gradient_loss_objective(keras.losses.mean_squared_error)
+    y = keras.utils.to_categorical(labels)
+    return utils.train(utils.mnist_network, objective, x, y, seed, epochs=EPOCHS).history
+
+
+def one_after_another():
+    for seed in range(RUNS):
+        run(seed)
+
+
+def sweep():
+    import utils
+
+    with tempfile.TemporaryDirectory() as cache:
+        utils.sweep(run, [{"seed": seed} for seed in range(RUNS)], cache=cache)
+
+
+def main():
+    rows = []
+    for repetition in range(1, REPETITIONS + 1):
+        for way in (one_after_another, sweep):
+            start = time.perf_counter()
+            subprocess.run(
+                [sys.executable, __file__, way.__name__], check=True, stderr=subprocess.DEVNULL
+            )
+            seconds = time.perf_counter() - start
+            rows.append({"way": way.__name__, "repetition": repetition, "seconds": seconds})
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        {"one_after_another": one_after_another, "sweep": sweep}[sys.argv[1]]()
+    else:
+        main()
