@@ -175,12 +175,20 @@ def damage_by_one_bit(content):
 @pytest.mark.parametrize(
     "damage", [damage_by_truncation, damage_by_one_bit, lambda content: b"", lambda content: b"no"]
 )
-def test_a_damaged_entry_is_computed_again(counted, tmp_path, damage):
-    assert counted() == ([8.0], 1)
-    (entry,) = tmp_path.glob("cache/**/output.pkl")
-    entry.write_bytes(damage(entry.read_bytes()))
-    assert counted() == ([8.0], 1)
-    assert counted() == ([8.0], 0)
+def test_a_damaged_entry_is_computed_again(tmp_path, damage):
+    def run(folder):
+        folder.joinpath(os.urandom(4).hex()).touch()
+        return np.arange(1000.0)
+
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    for runs in (1, 2, 2):
+        [result] = sweep(run, [{"folder": folder}], cache=tmp_path / "cache")
+        np.testing.assert_array_equal(result, np.arange(1000.0))
+        assert len(list(folder.iterdir())) == runs
+        if runs == 1:
+            (entry,) = tmp_path.glob("cache/**/output.pkl")
+            entry.write_bytes(damage(entry.read_bytes()))
 
 
 def test_failures_are_reported_with_their_settings_and_the_others_finish(tmp_path):
