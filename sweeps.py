@@ -13,7 +13,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import cloudpickle
@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 CACHE = Path(__file__).resolve().parent / "cache"
-LIBRARIES = ("tensorflow", "keras", "numpy", "scikit-learn")
+LIBRARIES = ("tensorflow", "keras", "numpy", "scipy", "scikit-learn")
 
 
 def sweep(function, settings, *, scheduler=None, cache=CACHE, fresh=False):
@@ -52,7 +52,9 @@ def sweep(function, settings, *, scheduler=None, cache=CACHE, fresh=False):
             `function`, can't be sent to another process or don't make sense.
         ImportError, OSError: before the first run, if Dask isn't installed, if no scheduler answers
             or if the cache can't be written.
-        RuntimeError: after all others have finished, if runs failed; it names their settings.
+        RuntimeError: after all others have finished, if runs failed; it names their settings. If
+            a worker process dies, joblib's TerminatedWorkerError comes at once; what was finished
+            before is in the cache.
     """
     settings = list(settings)
     if not settings:
@@ -135,7 +137,9 @@ def _run(key, function, setting):
         # One thread, as runs share the machine and the number of threads changes the rounding.
         # TensorFlow reads this when it first computes.
         os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
-        return key, function(**setting), None
+        result = function(**setting)
+        cloudpickle.dumps(result)  # What can't be sent back must not take other runs along.
+        return key, result, None
     except Exception as error:
         return key, None, f"{type(error).__name__}: {error}"
     finally:
@@ -201,6 +205,8 @@ def _open_cache(folder):
 
 def _key(function, setting, known):
     """Name a run by all that its result may depend on, after checking that it can run."""
+    if not isinstance(setting, dict):
+        raise TypeError(f"The setting {setting!r} is no dict; give the arguments of {function}.")
     try:
         arguments = inspect.signature(function).bind(**setting)
         arguments.apply_defaults()
@@ -219,7 +225,15 @@ def _key(function, setting, known):
             f"{function} with {_short(setting)} can't be sent to another process ({error}). Let "
             "it build or load there what can't be sent, such as models, datasets and open files."
         ) from error
-    return joblib.hash([*parts, sys.version_info[:2], [version(name) for name in LIBRARIES]])
+    return joblib.hash([*parts, sys.version_info[:2], _versions()])
+
+
+def _versions():
+    versions = {}
+    for library in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[library] = version(library)
+    return versions
 
 
 def _describe(value, known):
@@ -237,19 +251,28 @@ def _describe(value, known):
         description = {key: _describe(part, known) for key, part in value.items()}
     elif inspect.ismodule(value):
         description = value.__name__
+    elif inspect.ismethod(value):
+        description = _describe([value.__func__, value.__self__], known)
     elif hasattr(value, "__qualname__") and _is_installed(sys.modules.get(value.__module__)):
         description = value.__module__, value.__qualname__
     elif isinstance(value, functools.partial):
         description = _describe([value.func, value.args, value.keywords], known)
-    elif inspect.ismethod(value):
-        description = _describe([value.__func__, value.__self__], known)
     elif inspect.isclass(value):
-        members = [vars(value)[name] for name in sorted(vars(value))]
-        functions = [getattr(member, "__func__", member) for member in members]
-        functions = [member for member in functions if inspect.isfunction(member)]
-        description = _describe([value.__qualname__, *functions, *value.__bases__], known)
+        members = {name: vars(value)[name] for name in sorted(vars(value)) if name != "__doc__"}
+        members = {
+            name: [getattr(member, part, None) for part in ("fget", "__func__")]
+            if isinstance(member, (property, staticmethod, classmethod))
+            else member
+            for name, member in members.items()
+            if not inspect.isdatadescriptor(member) or isinstance(member, property)
+        }
+        description = _describe([value.__qualname__, members, *value.__bases__], known)
     elif inspect.isfunction(value):
         description = _describe_function(value, known)
+    elif hasattr(value, "__wrapped__"):
+        description = _describe(value.__wrapped__, known)
+    elif hasattr(value, "__dict__") and not _is_installed(sys.modules.get(type(value).__module__)):
+        description = _describe([type(value), vars(value)], known)
     else:
         description = value
     # The value is kept, so that no other can get its id.
@@ -276,7 +299,16 @@ def _describe_function(function, known):
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     return [
         # Comments, line numbers and the docstring change no result.
-        [(code.co_code, code.co_names, code.co_exceptiontable) for code in codes],
+        [
+            (
+                code.co_code,
+                code.co_names,
+                code.co_varnames,
+                code.co_argcount,
+                code.co_exceptiontable,
+            )
+            for code in codes
+        ],
         [
             const
             for code in codes

@@ -26,9 +26,20 @@ FACTOR = 2.0
 def helper(value):
     return value + 1
 class Shift:
-    amount = 0
+    factor = 1
+    def __init__(self, amount=0):
+        self.amount = amount
+    @property
+    def scale(self):
+        return 1
+    @staticmethod
+    def check(value):
+        return value
     def apply(self, value):
-        return value * 1
+        return self.check(value * self.factor * self.scale) + self.amount
+def subtract(left, right):
+    return left - right - 1
+shift = Shift()
 def make(offset):
     def inner(value):
         return value + offset
@@ -38,7 +49,8 @@ def run(folder, value=1):
     '''A docstring.'''
     # A comment.
     folder.joinpath(str(len(list(folder.iterdir())))).touch()
-    return FACTOR * np.square(add(Shift().apply(helper(value)))) + (lambda: 0)()
+    squared = np.square(add(shift.apply(helper(value))))
+    return FACTOR * squared + (lambda: 0)() + subtract(left=1, right=0)
 """
 
 
@@ -116,7 +128,11 @@ def test_only_new_settings_run_and_fresh_runs_everything(counted):
     [
         ("FACTOR = 2.0", "FACTOR = 3.0", 12.0),
         ("return value + 1", "return value + 2", 18.0),
-        ("return value * 1", "return value * 2", 32.0),
+        ("factor = 1", "factor = 2", 32.0),
+        ("        return 1\n", "        return 2\n", 32.0),
+        ("        return value\n", "        return 2 * value\n", 32.0),
+        ("shift = Shift()", "shift = Shift(1)", 18.0),
+        ("(left, right):\n    return left - right", "(right, left):\n    return right - left", 6.0),
         ("make(0)", "make(1)", 18.0),
         ("value=1", "value=2", 18.0),
         ("lambda: 0", "lambda: 1", 9.0),
@@ -302,6 +318,21 @@ def test_a_cache_that_cannot_be_written_is_named_before_the_first_run(counted, t
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+def test_methods_of_library_objects_differ_by_their_object():
+    losses = [keras.losses.CategoricalCrossentropy(label_smoothing=s) for s in (0.1, 0.2)]
+    first, second = (sweeps._describe(loss.call, {}) for loss in losses)
+    assert first != second
+
+
+def test_a_result_that_cannot_be_sent_back_takes_no_other_along(tmp_path):
+    def run(number):
+        return (i for i in ()) if number else number
+
+    with pytest.raises(RuntimeError, match=r"1 of 3 runs failed(?s:.*)number=1.*generator"):
+        sweep(run, [{"number": number} for number in (0, 1, 0)], cache=tmp_path)
+    assert sweep(run, [{"number": 0}], cache=tmp_path) == [0]
+
+
 @pytest.mark.parametrize(
     ("setting", "error", "message"),
     [
@@ -324,6 +355,11 @@ def test_bad_settings_are_named_before_the_first_run(tmp_path, setting, error, m
     with pytest.raises(error, match=message):
         sweep(run, settings, cache=tmp_path / "cache")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_setting_that_is_no_dict_is_an_error(tmp_path):
+    with pytest.raises(TypeError, match="The setting 3 is no dict"):
+        sweep(print, [3], cache=tmp_path)
 
 
 def test_no_setting_at_all_is_an_error(counted):
