@@ -160,8 +160,8 @@ def train(
         callbacks: Keras callbacks.
 
     Returns:
-        TrainingRun: the model, the history of `fit` and the seconds that each epoch took. The
-        first includes tracing and compiling.
+        TrainingRun: the model, the history of `fit`, and the seconds that each epoch took with
+        its validation. The first includes tracing and compiling.
 
     Raises:
         ValueError, TypeError: before training, for arguments that can't be.
