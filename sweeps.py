@@ -32,9 +32,9 @@ def sweep(function, settings, *, scheduler=None, cache=CACHE, fresh=False):
     thread of its workers. A result is on disk as soon as the run is finished, so a sweep that was
     interrupted continues where it stopped. It is found again only if nothing has changed that it
     may depend on: the code of `function` and of all that it calls in this project, the values that
-    they refer to, the setting, and the versions of TensorFlow, Keras, NumPy, SciPy and scikit-learn.
-    Files that a run reads, and modules that it imports itself, are not looked at. After editing a
-    module, restart the kernel: the processes import what is on disk then.
+    they refer to, the setting, and the versions of TensorFlow, Keras, NumPy, SciPy and
+    scikit-learn. Files that a run reads, and modules that it imports itself, are not looked at.
+    After editing a module, restart the kernel: the processes import what is on disk then.
 
     Args:
         function: what to run. It may be defined in a notebook. What it gets, and what it returns,
@@ -106,6 +106,11 @@ def check_run(*, seed=0, epochs=1, batch_size=1, **others):
             raise ValueError(
                 f"batch_size is {batch_size}, more than the {len(value)} samples; make it smaller."
             )
+
+
+def fingerprint(value):
+    """Hash a value: equal only if no number, text, array or code in it or below it differs."""
+    return _describe(value, {})
 
 
 def _run_all(function, waiting, scheduler):

@@ -3,6 +3,7 @@
 Import from utils, as the notebooks do.
 """
 
+import contextlib
 import math
 import time
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sweeps import check_run
+from sweeps import check_run, fingerprint
 
 
 class ObjectiveModel(keras.Model):
@@ -143,6 +144,7 @@ def train(
 
     Initial weights, batches and their order depend on the seed alone, so that runs with the same
     seed are pairs, whatever their objective. Sets the random seeds of Python, NumPy and Keras.
+    A run like the one before it, but for the seed, the data and the epochs, is not compiled again.
 
     Args:
         network: function that returns a new `keras.Model`, such as `mnist_network`.
@@ -175,11 +177,12 @@ def train(
         )
     if validation_data is not None and loss is None:
         raise ValueError("validation_data needs a loss to report; pass one, such as loss='mse'.")
+    compiled = _compiled(network, objective, x, y, batch_size, optimizer, loss, list(metrics))
+    _, trainer, initial_optimizer = compiled
     keras.utils.set_random_seed(seed)
-    trainer = ObjectiveModel(network(), objective)
-    trainer.compile(
-        optimizer, loss, metrics=list(metrics), jit_compile=True, steps_per_execution=100
-    )
+    model = _built(network, x[:1])
+    _copy(model.variables, trainer.model.variables)
+    _copy(initial_optimizer, trainer.optimizer.variables)
     order_seed = tf.Variable([seed, 0], trainable=False, dtype="int64")
     times = [time.perf_counter()]
 
@@ -201,4 +204,37 @@ def train(
         shuffle=False,
         verbose=0,
     ).history
-    return TrainingRun(trainer.model, history, np.diff(times).tolist())
+    _copy(trainer.model.variables, model.variables)
+    _last_compiled.append(compiled)
+    return TrainingRun(model, history, np.diff(times).tolist())
+
+
+# The last run's fingerprint, ObjectiveModel and new optimizer, unless the run was interrupted.
+_last_compiled = []
+
+
+def _compiled(network, objective, x, y, batch_size, optimizer, loss, metrics):
+    key = object()
+    shapes = [(array.shape[1:], str(array.dtype)) for array in (x, y)]
+    # What has no fingerprint, such as a variable, can't be known to be the same.
+    with contextlib.suppress(Exception):
+        key = fingerprint([network, objective, shapes, batch_size, optimizer, loss, metrics])
+    last = _last_compiled.pop() if _last_compiled else None
+    if last and last[0] == key:
+        return last
+    trainer = ObjectiveModel(_built(network, x[:1]), objective)
+    trainer.compile(optimizer, loss, metrics=metrics, jit_compile=True, steps_per_execution=100)
+    trainer.optimizer.build(trainer.trainable_variables)
+    return key, trainer, [variable.numpy() for variable in trainer.optimizer.variables]
+
+
+def _built(network, sample):
+    model = network()
+    if not model.built:
+        model(sample)
+    return model
+
+
+def _copy(values, variables):
+    for value, variable in zip(values, variables, strict=True):
+        variable.assign(value)

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from keras.losses import mean_squared_error
 
+import training
 import utils
 
 RANDOM = np.random.default_rng(0)
@@ -87,6 +88,83 @@ def test_the_same_run_twice_gives_the_same_bits():
     first, second = train(), train()
     assert weights(first).tobytes() == weights(second).tobytes()
     assert first.history == second.history
+
+
+def network_with_dropout():
+    layers = network().layers
+    return keras.Sequential([keras.Input([12]), layers[0], keras.layers.Dropout(0.5), layers[1]])
+
+
+@pytest.mark.parametrize("network", [network, network_with_dropout])
+def test_a_program_that_is_used_again_changes_nothing(network):
+    def run(seed, x):
+        return utils.train(
+            network, GRADIENT_LOSS, x, Y, seed, epochs=2, batch_size=50,
+            validation_data=(x, Y), loss="mse",
+        )  # fmt: skip
+
+    first = run(3, X)
+    trainer = training._last_compiled[0][1]
+    before = weights(first)
+    again = run(4, X[::-1])
+    assert training._last_compiled[0][1] is trainer
+    np.testing.assert_array_equal(weights(first), before)
+    training._last_compiled.clear()
+    anew = run(4, X[::-1])
+    assert training._last_compiled[0][1] is not trainer
+    np.testing.assert_array_equal(weights(again), weights(anew))
+    assert again.history == anew.history
+
+
+FACTOR = 1.0
+
+
+def objective_with_a_global_variable(model, x, y):
+    return FACTOR * GRADIENT_LOSS(model, x, y)
+
+
+def test_a_program_is_not_used_again_for_an_objective_that_changed(monkeypatch):
+    once = train(objective_with_a_global_variable)
+    monkeypatch.setitem(globals(), "FACTOR", 2.0)
+    twice = train(objective_with_a_global_variable)
+    np.testing.assert_allclose(twice.history["loss"][0] / once.history["loss"][0], 2, rtol=0.01)
+
+
+def test_a_program_is_not_used_again_after_an_interruption():
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs):
+            raise KeyboardInterrupt
+
+    options = {"validation_data": (X, Y), "loss": "mse"}
+    with pytest.raises(KeyboardInterrupt):
+        train(**options, callbacks=[Interrupt()])
+    # Keras would go on with the validation data of the interrupted run.
+    other = train(**options | {"validation_data": (X[:50], Y[:50])})
+    accuracy = other.history["val_accuracy"][-1]
+    predicted = other.model.predict(X[:50], verbose=0).argmax(axis=1)
+    np.testing.assert_allclose(accuracy, np.mean(predicted == Y[:50].argmax(axis=1)))
+
+
+class Unbuilt(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.layer = keras.layers.Dense(4, activation="softmax")
+
+    def call(self, inputs):
+        return self.layer(inputs)
+
+
+def test_an_objective_and_a_network_of_ones_own():
+    factor = tf.Variable(1.0)  # It has no fingerprint.
+
+    def objective(model, x, y):
+        return factor * PLAIN(model, x, y)
+
+    run = utils.train(Unbuilt, objective, X, Y, 0, epochs=2, batch_size=50)
+    assert run.history["loss"][1] < run.history["loss"][0]
+    factor.assign(0)
+    still = utils.train(Unbuilt, objective, X, Y, 0, epochs=2, batch_size=50)
+    assert still.history["loss"] == [0, 0]
 
 
 def test_returns_the_history_and_the_seconds_of_each_epoch():
