@@ -151,7 +151,7 @@ def _run(key, function, setting):
         return key, None, f"{type(error).__name__}: {error}"
     finally:
         if "keras" in sys.modules:
-            sys.modules["keras"].utils.clear_session()
+            sys.modules["keras"].utils.clear_session(free_memory=False)
 
 
 def _run_in_new_process(*arguments):

@@ -224,7 +224,9 @@ def _compiled(network, objective, x, y, batch_size, optimizer, loss, metrics):
         return last
     trainer = ObjectiveModel(_built(network, x[:1]), objective)
     trainer.compile(optimizer, loss, metrics=metrics, jit_compile=True, steps_per_execution=100)
+    # All state exists before the tracing, as TensorFlow would otherwise trace twice.
     trainer.optimizer.build(trainer.trainable_variables)
+    trainer.compute_metrics(x[:1], y[:1], trainer(x[:1]))
     return key, trainer, [variable.numpy() for variable in trainer.optimizer.variables]
 
 

@@ -1,13 +1,12 @@
 """The gradient loss: train a network on the squared norm of its loss's gradient at the data.
 
 The notebooks import everything that more than one of them needs from here: also how to train, from
-training.py, and many times over, from sweeps.py.
+training.py, many times over, from sweeps.py, and how to report it, from reporting.py.
 """
 
 import hashlib
 import math
 import numbers
-import os
 import warnings
 import zipfile
 import zlib
@@ -17,6 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from reporting import check_claims, exceeds, half_width, save_figure  # noqa: F401
 from sweeps import sweep  # noqa: F401
 from training import ObjectiveModel, batches, train  # noqa: F401
 
@@ -222,44 +222,6 @@ def load_mnist(validation=0):
     if validation == 0:
         return (x, y), test
     return (x[:-validation], y[:-validation]), test, (x[-validation:], y[-validation:])
-
-
-def save_figure(figure, name, table):
-    """Save a matplotlib figure as `figures/name.png`, its numbers beside it as `figures/name.csv`.
-
-    The environment variable FIGURES names another folder: `make run` and `make test` set it, so
-    that only a complete run replaces the figures.
-
-    Args:
-        figure: `matplotlib.figure.Figure`.
-        name: starts with the number of the notebook, such as "01_training".
-        table: `pandas.DataFrame` that holds every number that the figure shows.
-    """
-    folder = Path(os.environ.get("FIGURES", ROOT / "figures"))
-    folder.mkdir(parents=True, exist_ok=True)
-    # The version of matplotlib in the metadata would change the file without changing the figure.
-    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
-    table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
-
-
-def check_claims(claims, enforce=True):
-    """Print PASS and the claim for each claim that holds, and raise if one doesn't.
-
-    Args:
-        claims: dict from the text of a claim, its threshold in parentheses, to whether it holds.
-        enforce: False in a run with other than the published parameters, which may miss claims:
-            they are then printed as NOT MET instead.
-
-    Raises:
-        AssertionError: that names the claims that don't hold, if `enforce`.
-    """
-    for claim, holds in claims.items():
-        print("PASS" if holds else "NOT MET", claim)
-    failed = [claim for claim, holds in claims.items() if not holds]
-    if not enforce:
-        print(f"Not the published parameters: no claim is enforced, {len(failed)} not met.")
-    elif failed:
-        raise AssertionError("These claims do not hold: " + "; ".join(failed))
 
 
 def _leaves_by_name(nest):

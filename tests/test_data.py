@@ -1,11 +1,9 @@
-"""The dataset and what is written and printed, good and bad."""
+"""The dataset and its batches, good and bad."""
 
 import hashlib
 import re
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 import tensorflow as tf
 
@@ -153,32 +151,3 @@ def test_batch_size_must_divide_the_samples_that_keep_their_order():
 def test_batches_of_different_lengths_are_named():
     with pytest.raises(ValueError, match="x has 20 samples and y has 19"):
         utils.batches(X, Y[:19], 5)
-
-
-def test_claims_that_hold_are_printed(capsys):
-    utils.check_claims({"water is wet (always)": np.bool_(True)})
-    assert capsys.readouterr().out == "PASS water is wet (always)\n"
-
-
-def test_claim_that_fails_raises_and_is_named(capsys):
-    with pytest.raises(AssertionError, match="pigs fly"):
-        utils.check_claims({"water is wet": True, "pigs fly": False})
-    assert capsys.readouterr().out == "PASS water is wet\nNOT MET pigs fly\n"
-
-
-def test_claims_are_not_enforced_with_other_parameters_but_said(capsys):
-    utils.check_claims({"water is wet": True, "pigs fly": False}, enforce=False)
-    assert "NOT MET pigs fly\n" in capsys.readouterr().out
-
-
-def test_figure_is_saved_with_its_numbers_and_reproducibly(tmp_path, monkeypatch):
-    figure, axis = plt.subplots()
-    axis.plot([1, 2])
-    table = pd.DataFrame({"epoch": [1, 2], "loss": [0.1, 1 / 3]})
-    contents = []
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        monkeypatch.setenv("FIGURES", str(folder))
-        utils.save_figure(figure, "01_test", table)
-        assert (folder / "01_test.csv").read_text() == "epoch,loss\n1,0.1\n2,0.333333\n"
-        contents.append((folder / "01_test.png").read_bytes())
-    assert contents[0] == contents[1]
