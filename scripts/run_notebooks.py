@@ -2,8 +2,7 @@
 
 Each notebook runs in a folder of its own in `runs/`, where its figures go, too. If everything in
 it ran, its run's metadata is stripped and it moves into place together with its figures. A run
-with other parameters stays in `runs/`. Several notebooks run two at a time, as each leaves cores
-idle while it starts, reads and draws; their output is not shown.
+with other parameters stays in `runs/`.
 
 usage: run_notebooks.py [--only NB] [options of papermill, such as -p epochs 2]
 """
@@ -14,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
@@ -26,7 +24,6 @@ RUN_METADATA = (
     "metadata.papermill metadata.language_info.version"
     " cell.metadata.papermill cell.metadata.execution"
 )
-SHOW_OUTPUT = ["--progress-bar", "--stdout-file", "-", "--stderr-file", "-"]
 
 
 def main():
@@ -36,42 +33,19 @@ def main():
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(getattr(signal, name), stop)
 
-    notebooks = find_notebooks(arguments.only)
-    show = [] if len(notebooks) > 1 else SHOW_OUTPUT
-    waiting, running = notebooks, {}
-    failures = []
-    try:
-        while running or (waiting and not failures):
-            while waiting and not failures and len(running) < 2:
-                notebook, *waiting = waiting
-                executed = ROOT / "runs" / notebook.stem / notebook.name
-                process = start(notebook, executed, [*show, *papermill_options])
-                running[process] = notebook, executed, time.monotonic()
-            time.sleep(0.1)
-            for process in [process for process in running if process.poll() is not None]:
-                notebook, executed, started = running.pop(process)
-                failed = describe_failure(process, executed)
-                if failed:
-                    failures.append(describe_kept(notebook, failed, executed))
-                    continue
-                if not papermill_options:
-                    publish(notebook, executed)
-                done = f"see {executed.relative_to(ROOT)}" if papermill_options else "replaced"
-                print(f"{notebook.name}: done in {time.monotonic() - started:.0f} s, {done}")
-    except KeyboardInterrupt as signal_name:
-        failures.append(f"Stopped by {signal_name}")
-        for process in running:
-            process.terminate()
-        for process, (notebook, executed, _) in running.items():
-            end(process)
-            failed = f"was stopped by {signal_name}{describe_unfinished_cell(executed)}"
-            failures.append(describe_kept(notebook, failed, executed))
-    sys.exit("\n".join(failures) or None)
-
-
-def describe_kept(notebook, failed, executed):
-    where = executed.relative_to(ROOT)
-    return f"{notebook.name} {failed}; it and its figures are as they were. See {where}"
+    for notebook in find_notebooks(arguments.only):
+        folder = ROOT / "runs" / notebook.stem
+        executed = folder / notebook.name
+        try:
+            failure = execute(notebook, executed, papermill_options)
+            if failure is None and not papermill_options:
+                publish(notebook, executed)
+        except KeyboardInterrupt as signal_name:
+            failure = f"was stopped by {signal_name}{describe_unfinished_cell(executed)}"
+        where = executed.relative_to(ROOT)
+        if failure:
+            sys.exit(f"{notebook.name} {failure}; it and its figures are as they were. See {where}")
+        print(f"{notebook.name}: done, {f'see {where}' if papermill_options else 'replaced'}")
 
 
 def stop(signum, frame):
@@ -89,26 +63,26 @@ def find_notebooks(only):
     return chosen
 
 
-def start(notebook, executed, options):
-    """Start papermill on a notebook, in a fresh folder."""
+def execute(notebook, executed, papermill_options):
+    """Run a notebook in a fresh folder; return what went wrong, or None if it ran to its end."""
     print(f"{notebook.name}: running", flush=True)
     shutil.rmtree(executed.parent, ignore_errors=True)
     executed.parent.mkdir(parents=True)
     command = [sys.executable, "-m", "papermill", str(notebook), str(executed)]
-    command += ["--cwd", str(notebook.parent), "--kernel", "python3", *options]
-    return subprocess.Popen(
+    command += ["--cwd", str(notebook.parent), "--kernel", "python3", "--progress-bar"]
+    command += ["--stdout-file", "-", "--stderr-file", "-", *papermill_options]
+    process = subprocess.Popen(
         command,
         env={**os.environ, "FIGURES": str(executed.parent), "JUPYTER_PREFER_ENV_PATH": "1"},
         start_new_session=True,  # Ctrl-C is for this process to handle: it ends papermill itself.
     )
-
-
-def describe_failure(process, executed):
-    """Describe what went wrong in a notebook, or return None if it ran to its end."""
+    try:
+        status = process.wait()
+    finally:
+        end(process)
     culprit = describe_unfinished_cell(executed)
     if culprit:
         return f"failed{culprit}"
-    status = process.returncode
     return f"failed: papermill ended with status {status}" if status else None
 
 

@@ -1,7 +1,6 @@
 """A notebook and its figures are replaced by a complete, successful run only."""
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -36,11 +35,11 @@ def write(path, *sources):
     nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
 
 
-def snapshot(project, pattern="*"):
+def snapshot(project):
     return {
         path: path.read_bytes()
         for folder in ("notebooks", "figures")
-        for path in (project / folder).glob(pattern)
+        for path in (project / folder).iterdir()
     }
 
 
@@ -65,7 +64,7 @@ def test_complete_run_replaces_the_notebook_and_its_figures(project):
     write(notebook, DRAW, "print('epoch', epochs)")
     status, stdout, stderr = run(project)
     assert status == 0, stderr
-    assert re.search(r"01_first.ipynb: done in \d+ s, replaced", stdout)
+    assert "epoch 20" in stdout, "the output is not shown while the notebook runs"
     executed = nbformat.read(notebook, as_version=4)
     assert [cell.execution_count for cell in executed.cells] == [1, 2, 3]
     assert executed.cells[2].outputs[0].text == "epoch 20\n"
@@ -74,9 +73,7 @@ def test_complete_run_replaces_the_notebook_and_its_figures(project):
     assert names == {"01_new.png"}, "02 draws nothing, so its figure goes; 01 replaces its own"
 
     once = snapshot(project)
-    status, stdout, _ = run(project, "--only", "01")
-    assert status == 0
-    assert "epoch 20" in stdout, "the output is not shown while the notebook runs"
+    assert run(project, "--only", "01")[0] == 0
     assert snapshot(project) == once
 
 
@@ -90,10 +87,10 @@ def test_complete_run_replaces_the_notebook_and_its_figures(project):
 )
 def test_failing_cell_leaves_everything_as_it_was_and_is_named(project, source, named):
     write(project / "notebooks" / "01_first.ipynb", DRAW, source, "print('never reached')")
-    before = snapshot(project, "01_*")
+    before = snapshot(project)
     status, stdout, stderr = run(project)
     assert status != 0
-    assert snapshot(project, "01_*") == before
+    assert snapshot(project) == before
     last_line = stderr.strip().splitlines()[-1]
     assert "01_first.ipynb failed in code cell 3" in last_line
     assert named in last_line
