@@ -1,7 +1,7 @@
 # Every way into the project. Each target first makes sure that .venv holds the pinned packages.
 
 .DEFAULT_GOAL := help
-.PHONY: help install cluster run-all run test lab bench clean-cache clean
+.PHONY: help install cluster run-all run readme test lab bench clean-cache clean
 export PYTHON
 BIN := .venv/bin
 
@@ -11,11 +11,15 @@ help: ## print this list
 install:
 	@scripts/install.sh
 
-run-all: install ## run all notebooks, and replace each by its new run if it succeeds
+run-all: install ## run all notebooks, replace each by its new run if it succeeds; then readme
 	@$(BIN)/python scripts/run_notebooks.py
+	@$(BIN)/cog -r README.md
 
 run: install ## run one: make run NB=01; with PARAMS="-p epochs 2" the result goes to runs/
 	@$(BIN)/python scripts/run_notebooks.py --only "$(NB)" $(PARAMS)
+
+readme: install ## write the results table of README.md from the numbers in figures/
+	@$(BIN)/cog -r README.md
 
 cluster: install ## add Dask, for sweeps over several machines
 	@$(BIN)/python -c "import distributed" 2>/dev/null || $(BIN)/python -m pip install --quiet \

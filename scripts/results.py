@@ -1,0 +1,86 @@
+"""The results table of README.md, from the numbers behind the figures. `make readme` writes it."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from reporting import half_width
+
+FIGURES = Path(__file__).resolve().parent.parent / "figures"
+
+
+def read(name):
+    return pd.read_csv(FIGURES / f"{name}.csv")
+
+
+def interval(values, digits=2):
+    mean = round(values.mean(), digits) + 0.0  # Not -0.00.
+    return f"{mean:.{digits}f} ± {half_width(values):.{digits}f}".replace("-", "−")
+
+
+def reproduced():
+    ours = read("02_side_by_side").iloc[-1]
+    yield (
+        "gradient loss, as published (0.9785)",
+        f"test accuracy {ours['gradient_loss_test_accuracy']:.4f}",
+    )
+    yield (
+        "cross-entropy, as published (0.9782)",
+        f"test accuracy {ours['baseline_test_accuracy']:.4f}",
+    )
+
+
+def matched():
+    accuracy = read("03_differences").pivot(index="seed", columns="objective")["test accuracy"]
+    yield (
+        "gradient loss, everything else matched",
+        f"test accuracy {interval(accuracy['gradient loss'])} %",
+    )
+    for other in ("mean squared error", "cross-entropy"):
+        difference = accuracy["gradient loss"] - accuracy[other]
+        yield f"minus {other}", f"{interval(difference)} points; margin of equivalence 0.3"
+
+
+def terms():
+    strength = read("04_strength").pivot(index="seed", columns="w")
+    alone = strength.xs("0 (y-term alone)", axis=1, level="w")
+    for w, name in (("1", "at its published strength"), ("78.4", "at that of the plain norm")):
+        gain = strength.xs(w, axis=1, level="w") - alone
+        yield (
+            f"the x-term, {name}",
+            f"{interval(gain['clean (%)'])} points of test accuracy, "
+            f"{interval(gain['noisy (%)'])} with noise",
+        )
+    scale = read("04_scale").pivot(index="seed", columns=["objective", "ε"])["accuracy"]
+    difference = scale["gradient loss"] - scale["25 × gradient loss"]
+    yield (
+        "the factor 0.04, if Adam's ε is 1e-5",
+        f"{interval(difference[1e-5])} points (1e-7, the default: {interval(difference[1e-7])})",
+    )
+
+
+def actions():
+    accuracy = read("05_map").groupby(["trained by", "action"])["accuracy (%)"].mean()
+    by_gradient = accuracy["gradient loss, w = 1"]
+    yield (
+        "losses that train by their gradient",
+        f"{sum(by_gradient > 75)} of {len(by_gradient)} variants; plainly "
+        f"{sum(accuracy['plain'] > 75)}",
+    )
+
+
+def cost():
+    seconds = read("09_epoch_time").pivot(index="repetition", columns="contestant")["seconds"]
+    seconds = seconds.loc[1:]  # The first epoch includes the compilation.
+    ratio = seconds["gradient loss, Keras fit"] / seconds["plain loss, Keras fit"]
+    yield "seconds per epoch", f"{ratio.median():.2f} times those of the mean squared error"
+
+
+def table():
+    yield "| what | result | notebook |"
+    yield "|---|---|---|"
+    notebooks = {"02": reproduced, "03": matched, "04": terms, "05": actions, "09": cost}
+    for number, results in notebooks.items():
+        (path,) = FIGURES.parent.glob(f"notebooks/{number}_*.ipynb")
+        for what, result in results():
+            yield f"| {what} | {result} | [{number}](notebooks/{path.name}) |"
