@@ -72,3 +72,12 @@ def check_claims(claims, enforce=True):
         print(f"Not the published parameters: no claim is enforced, {len(failed)} not met.")
     elif failed:
         raise AssertionError("These claims do not hold: " + "; ".join(failed))
+
+
+def within(differences, margin):
+    """Whether the mean of paired differences is within ± margin, by 3 standard errors or more.
+
+    Arguments and errors are those of `exceeds`.
+    """
+    differences = np.asarray(differences, float)
+    return exceeds(differences, -margin) and exceeds(-differences, -margin)

@@ -21,6 +21,13 @@ def test_exceeds_takes_three_standard_errors(threshold, expected):
     assert utils.exceeds(pd.Series([1, 2, 3, 4, 5]), threshold) is expected
 
 
+@pytest.mark.parametrize(("margin", "expected"), [(5.2, True), (5.0, False), (3.0, False)])
+def test_within_is_two_sided(margin, expected):
+    # Mean ±3, standard error sqrt(0.5), so the bound is 5.12.
+    assert utils.within([1, 2, 3, 4, 5], margin) is expected
+    assert utils.within([-1, -2, -3, -4, -5], margin) is expected
+
+
 def test_exceeds_is_false_for_nan_and_needs_two_values():
     assert not utils.exceeds([1, np.nan], 0)
     with pytest.raises(ValueError, match="at least two values, not 1"):
