@@ -65,10 +65,10 @@ def scaled_gradient_loss(model, x, y):
     return 4 * GRADIENT_LOSS(model, x, y)
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(("shuffle", "jit_compile"), [(True, True), (False, True), (True, False)])
 @pytest.mark.parametrize(("objective", "strength"), [(PLAIN, 0), (scaled_gradient_loss, 4)])
-def test_equals_a_loop_by_hand(objective, strength, shuffle):
-    run = train(objective, X[:200], Y[:200], shuffle=shuffle)
+def test_equals_a_loop_by_hand(objective, strength, shuffle, jit_compile):
+    run = train(objective, X[:200], Y[:200], shuffle=shuffle, jit_compile=jit_compile)
     expected, losses = train_by_hand(strength, shuffle)
     np.testing.assert_allclose(weights(run), expected, atol=1e-5)
     np.testing.assert_allclose(run.history["loss"], losses, rtol=1e-5)
