@@ -19,6 +19,7 @@ from pathlib import Path
 import cloudpickle
 import joblib
 import numpy as np
+from joblib.externals.loky import process_executor
 from tqdm import tqdm
 
 CACHE = Path(__file__).resolve().parent / "cache"
@@ -144,6 +145,9 @@ def _run(key, function, setting):
         # One thread, as runs share the machine and the number of threads changes the rounding.
         # TensorFlow reads this when it first computes.
         os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
+        # joblib replaces a worker that has grown by 300 MB, as a dataset and its copies make it.
+        # The next one has to import TensorFlow and to compile again, which takes ten seconds.
+        process_executor._MAX_MEMORY_LEAK_SIZE = 3e9
         result = function(**setting)
         cloudpickle.dumps(result)  # What can't be sent back must not take other runs along.
         return key, result, None

@@ -110,9 +110,15 @@ def batches(x, y, batch_size, order_seed=None):
     else:
         dataset = tf.data.Dataset.from_tensors(0).flat_map(shuffled)
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
+    return _without_delay(dataset)
+
+
+def _without_delay(dataset):
     options = tf.data.Options()
     # At the end of an epoch, fit would wait for the autotuner to wake, by up to a second.
     options.autotune.enabled = False
+    # There is nothing to optimise in so few elements, and it is tried in each epoch.
+    options.experimental_optimization.apply_default_optimizations = False
     return dataset.with_options(options)
 
 
@@ -209,11 +215,13 @@ def train(
                 f"The loss is {logs['loss']} in epoch {epoch + 1}; lower the learning rate."
             )
 
+    if isinstance(validation_data, tuple):
+        validation_data = tf.data.Dataset.from_tensor_slices(validation_data).batch(1000)
+        validation_data = _without_delay(validation_data)
     history = trainer.fit(
         batches(x, y, batch_size, order_seed if shuffle else None),
         epochs=epochs,
         validation_data=validation_data,
-        validation_batch_size=1000,
         callbacks=[*callbacks, keras.callbacks.LambdaCallback(before_epoch, after_epoch)],
         shuffle=False,
         verbose=0,

@@ -103,6 +103,16 @@ def test_a_run_has_one_thread(tmp_path):
     assert of_all_threads < 1.3 * elapsed
 
 
+def test_a_worker_that_has_grown_by_a_dataset_stays(tmp_path):
+    def run(n):
+        vars(sys).setdefault("held", []).append(np.ones(50_000_000))
+        time.sleep(1.1)  # joblib looks at the memory once a second.
+        return os.getpid()
+
+    processes = sweep(run, [{"n": n} for n in range(6)], cache=tmp_path)
+    assert len(set(processes)) == 2
+
+
 def test_a_finished_run_is_remembered_to_the_byte(tmp_path):
     def run(seed):
         keras.utils.set_random_seed(seed)
