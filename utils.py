@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from attacks import pgd, square_attack  # noqa: F401
 from reporting import check_claims, exceeds, half_width, save_figure, within  # noqa: F401
 from sweeps import sweep  # noqa: F401
 from training import ObjectiveModel, batches, train  # noqa: F401

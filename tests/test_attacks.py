@@ -1,0 +1,200 @@
+"""`pgd` and `square_attack`, against networks whose robust accuracy is known without attacks."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from utils import gradient_loss_objective, load_mnist, pgd, square_attack, train
+
+
+class Margin(keras.Model):
+    """Two classes, the first of which is right where `margin(x)` is positive."""
+
+    def __init__(self, margin):
+        super().__init__()
+        self.margin = margin
+
+    def call(self, x, training=None):
+        margin = self.margin(x)
+        return tf.stack([margin, tf.zeros_like(margin)], axis=1)
+
+
+def linear_network(classes=10):
+    return keras.Sequential([keras.Input([784]), keras.layers.Dense(classes)])
+
+
+@pytest.fixture(scope="module")
+def linear():
+    """A linear network, trained on MNIST, and the test digits."""
+    (x, labels), (x_test, labels_test) = load_mnist()
+    objective = gradient_loss_objective(keras.losses.mean_squared_error, (0.0, 1.0))
+    y = keras.utils.to_categorical(labels)
+    return train(linear_network, objective, x, y, 0, epochs=1).model, x_test, labels_test
+
+
+def exact_l_inf(model, x, labels, epsilon):
+    """Which samples of a linear network withstand every change of up to epsilon within [0, 1].
+
+    The difference of two logits is a sum over the pixels, so each pixel has a worst value of its
+    own: the lower or the upper end of what it may be.
+    """
+    kernel, bias = (weight.astype("float64") for weight in model.get_weights())
+    low, high = np.maximum(x - np.float64(epsilon), 0), np.minimum(x + np.float64(epsilon), 1)
+    withstands = np.ones(len(x), bool)
+    for label in range(10):
+        for other in set(range(10)) - {label}:
+            difference = kernel[:, label] - kernel[:, other]
+            worst = low @ np.maximum(difference, 0) + high @ np.minimum(difference, 0)
+            withstands &= (labels != label) | (worst + bias[label] - bias[other] > 0)
+    return withstands
+
+
+@pytest.mark.parametrize("epsilon", [0, 0.01, 0.03, 0.1])
+def test_a_linear_network_is_as_robust_as_its_closed_form_says(linear, epsilon):
+    model, x, labels = linear
+    exact = exact_l_inf(model, x, labels, epsilon)
+    measured = pgd(model, x, labels, epsilon)
+    assert not np.any(exact & ~measured)
+    assert measured.mean() == pytest.approx(exact.mean(), abs=0.001)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.7])
+def test_the_euclidean_norm_is_that_of_the_closed_form(share):
+    # Far enough from 0 and 1 for the ball to be all inside.
+    x = np.random.default_rng(0).uniform(0.4, 0.6, [2000, 784]).astype("float32")
+    model = linear_network(classes=2)
+    difference = model.get_weights()[0] @ [1, -1]
+    logits = model(x).numpy()
+    labels = logits.argmax(axis=1)
+    distance = np.abs(logits @ [1, -1]) / np.linalg.norm(difference)
+    epsilon = np.quantile(distance, share)
+    measured = pgd(model, x, labels, epsilon, norm="2")
+    assert measured.mean() == pytest.approx(1 - share, abs=0.001)
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.1])
+def test_one_step_is_the_fast_gradient_sign_method(linear, epsilon):
+    model, x, labels = linear
+    kernel, bias = model.get_weights()
+    logits = x @ kernel + bias
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    gradient = (p - np.eye(10)[labels]) @ kernel.T
+    attacked = np.clip(x + epsilon * np.sign(gradient), 0, 1)
+    right = (attacked @ kernel + bias).argmax(axis=1) == labels
+    options = {"steps": 1, "starts": 0, "losses": ["cross-entropy"]}
+    measured = pgd(model, x, labels, epsilon, **options)
+    expected = right & (logits.argmax(axis=1) == labels)
+    assert np.mean(measured != expected) < 1e-3
+
+
+@pytest.mark.parametrize("norm", ["inf", "2"])
+def test_the_attack_stays_inside_the_ball(norm):
+    x = np.full([50, 16], 0.5, "float32")
+    labels = np.zeros(50, "int64")
+
+    def outside(x):
+        change = tf.abs(x - 0.5)
+        size = tf.reduce_max(change, axis=1) if norm == "inf" else tf.norm(change + 1e-9, axis=1)
+        return 0.1 - size
+
+    assert pgd(Margin(lambda x: outside(x) + 1e-5), x, labels, 0.1, norm=norm).all()
+    assert not pgd(Margin(lambda x: outside(x) - 1e-3), x, labels, 0.1, norm=norm).any()
+
+
+def test_the_attacks_stay_between_0_and_1():
+    x = np.random.default_rng(0).random([50, 16]).astype("float32")
+    labels = np.zeros(50, "int64")
+    model = Margin(lambda x: 1e-6 + tf.reduce_min(x * (1 - x), axis=1))
+    assert pgd(model, x, labels, 0.5).all()
+    assert square_attack(model, x, labels, 0.5, queries=50).all()
+
+
+def test_stronger_attacks_never_score_higher(linear):
+    model, x, labels = linear
+    x, labels = x[:1000], labels[:1000]
+    one = pgd(model, x, labels, 0.02, starts=1, losses=["cross-entropy"])
+    both = pgd(model, x, labels, 0.02, starts=1)
+    five = pgd(model, x, labels, 0.02)
+    assert not np.any(both & ~one) and not np.any(five & ~both)
+    assert pgd(model, x, labels, 1).mean() < 0.01
+
+
+def test_the_size_of_the_batches_does_not_matter(linear):
+    model, x, labels = linear
+    x, labels = x[:300], labels[:300]
+    np.testing.assert_array_equal(
+        pgd(model, x, labels, 0.02, batch_size=70), pgd(model, x, labels, 0.02)
+    )
+
+
+def test_the_attack_sees_new_weights(linear):
+    model, x, labels = linear
+    x, labels = x[:1000], labels[:1000]
+    other = linear_network()
+    other.set_weights(model.get_weights())
+    before = pgd(other, x, labels, 0.02, starts=1)
+    other.set_weights([-weight for weight in model.get_weights()])
+    assert before.mean() > 0.3
+    assert pgd(other, x, labels, 0.02, starts=1).mean() < 0.1
+
+
+def test_square_attack_finds_no_more_than_there_is(linear):
+    model, x, labels = linear
+    x, labels = x[:1000], labels[:1000]
+    clean = model(x).numpy().argmax(axis=1) == labels
+    exact = exact_l_inf(model, x, labels, 0.03)
+    measured = square_attack(model, x, labels, 0.03, queries=2000)
+    assert not np.any(exact & ~measured) and not np.any(measured & ~clean)
+    assert measured.mean() < (clean.mean() + exact.mean()) / 2
+
+
+def test_square_attack_sees_through_masked_gradients():
+    x = np.full([20, 16], 0.5, "float32")
+    labels = np.zeros(20, "int64")
+
+    def rounded(x):  # Its gradient is 0.
+        return tf.stop_gradient(tf.round(100 * x) / 100) + 0 * x
+
+    model = Margin(lambda x: 0.54 - rounded(tf.reduce_mean(x, axis=1)))
+    assert pgd(model, x, labels, 0.2, starts=0).all()
+    assert square_attack(model, x, labels, 0.2).mean() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epsilon": -0.1}, "epsilon is -0.1"),
+        ({"epsilon": np.nan}, "epsilon is nan"),
+        ({"labels": np.zeros([10, 2])}, r"labels has shape \(10, 2\)"),
+        ({"labels": np.zeros(9, int)}, "each of the 10 samples"),
+        ({"x": np.zeros([0, 784], "float32"), "labels": np.zeros(0, int)}, "at least one"),
+        ({"x": np.full([10, 784], 255.0, "float32")}, r"outside of \[0, 1\]"),
+        ({"x": np.full([10, 784], np.nan, "float32")}, r"outside of \[0, 1\]"),
+    ],
+)
+@pytest.mark.parametrize("attack", [pgd, square_attack])
+def test_bad_input_is_named(attack, change, message):
+    arguments = {"x": np.zeros([10, 784], "float32"), "labels": np.zeros(10, int), "epsilon": 0.1}
+    with pytest.raises(ValueError, match=message):
+        attack(linear_network(), **{**arguments, **change})
+
+
+@pytest.mark.parametrize("options", [{"norm": "1"}, {"losses": ["mse"]}, {"losses": []}])
+def test_bad_options_of_pgd_are_named(options):
+    x, labels = np.zeros([10, 784], "float32"), np.zeros(10, int)
+    with pytest.raises(ValueError, match="Choose norm of"):
+        pgd(linear_network(), x, labels, 0.1, **options)
+
+
+def test_a_model_that_returns_probabilities_is_refused():
+    model = keras.Sequential([keras.Input([784]), keras.layers.Dense(10, activation="softmax")])
+    with pytest.raises(ValueError, match="return the logits"):
+        pgd(model, np.zeros([10, 784], "float32"), np.zeros(10, int), 0.1)
+
+
+def test_images_that_are_not_square_are_refused():
+    model = keras.Sequential([keras.Input([15]), keras.layers.Dense(10)])
+    with pytest.raises(ValueError, match="square image"):
+        square_attack(model, np.zeros([10, 15], "float32"), np.zeros(10, int), 0.1)
