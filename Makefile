@@ -1,7 +1,7 @@
 # Every way into the project. Each target first makes sure that .venv holds the pinned packages.
 
 .DEFAULT_GOAL := help
-.PHONY: help install cluster run-all run readme test lab bench clean-cache clean
+.PHONY: help install cluster run-all run readme test mnist-c lab bench clean-cache clean
 export PYTHON
 BIN := .venv/bin
 
@@ -29,6 +29,9 @@ test: cluster ## lint, unit tests, and every notebook run again and compared wit
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/python -m pytest
+
+mnist-c: install ## download MNIST-C, the corrupted test digits, from Zenodo into data/mnist_c
+	@$(BIN)/python scripts/download_mnist_c.py
 
 lab: install ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks

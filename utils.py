@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from attacks import pgd, square_attack  # noqa: F401
+from corruptions import CORRUPTIONS, corrupt, load_mnist_c  # noqa: F401
 from reporting import check_claims, exceeds, half_width, save_figure, within  # noqa: F401
 from sweeps import sweep  # noqa: F401
 from training import ObjectiveModel, batches, train  # noqa: F401
