@@ -70,6 +70,20 @@ def actions():
     )
 
 
+def noise():
+    noisy = read("06_noise").set_index(["noise", "strength", "objective", "seed"])["accuracy"]
+    corruptions = read("06_corruptions").set_index(["corruption", "objective", "seed"])["accuracy"]
+    noisy, corruptions = noisy.sort_index(), corruptions.sort_index()
+    for what, accuracy in (
+        ("Gaussian noise of standard deviation 0.4", noisy.loc[("Gaussian", 0.4)]),
+        ("15 corruptions of MNIST-C, mean", corruptions.loc["mean of the 15"]),
+    ):
+        accuracy = accuracy.unstack("objective")
+        for other in ("mean squared error", "cross-entropy"):
+            difference = accuracy["gradient loss"] - accuracy[other]
+            yield f"{what}: gradient loss minus {other}", f"{interval(difference)} points"
+
+
 def cost():
     seconds = read("09_epoch_time").pivot(index="repetition", columns="contestant")["seconds"]
     seconds = seconds.loc[1:]  # The first epoch includes the compilation.
@@ -83,7 +97,14 @@ def cost():
 def table():
     yield "| what | result | notebook |"
     yield "|---|---|---|"
-    notebooks = {"02": reproduced, "03": matched, "04": terms, "05": actions, "09": cost}
+    notebooks = {
+        "02": reproduced,
+        "03": matched,
+        "04": terms,
+        "05": actions,
+        "06": noise,
+        "09": cost,
+    }
     for number, results in notebooks.items():
         (path,) = FIGURES.parent.glob(f"notebooks/{number}_*.ipynb")
         for what, result in results():
