@@ -84,6 +84,30 @@ def noise():
             yield f"{what}: gradient loss minus {other}", f"{interval(difference)} points"
 
 
+def attacked():
+    trials = read("07_frontier").groupby(["method", "strength"])
+    clean, robust = trials["clean, test"], trials["robust, test"]
+    sums = trials[["clean, validation", "robust, validation"]].mean().sum(axis=1)
+    for method in (
+        "gradient loss, relative entropy",
+        "double backpropagation",
+        "PGD training",
+        "cross-entropy",
+    ):
+        chosen = (method, sums[method].idxmax())
+        yield (
+            f"{method}: withstand PGD, ε = 0.1",
+            f"{interval(robust.get_group(chosen))} %, clean {interval(clean.get_group(chosen))} %",
+        )
+    longer = read("07_longer").set_index(["method", "hidden"]).loc["best gradient loss"]
+    for hidden, units in (("(128,)", "128"), ("(256, 256)", "256 and 256")):
+        yield (
+            f"best gradient loss, {units} hidden units: withstand PGD, ε = 0.1",
+            f"{interval(longer.loc[hidden, 'robust'])} %, "
+            f"clean {interval(longer.loc[hidden, 'clean'])} %",
+        )
+
+
 def cost():
     seconds = read("09_epoch_time").pivot(index="repetition", columns="contestant")["seconds"]
     seconds = seconds.loc[1:]  # The first epoch includes the compilation.
@@ -103,6 +127,7 @@ def table():
         "04": terms,
         "05": actions,
         "06": noise,
+        "07": attacked,
         "09": cost,
     }
     for number, results in notebooks.items():
