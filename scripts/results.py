@@ -108,6 +108,18 @@ def attacked():
         )
 
 
+def carried_over():
+    scores = read("08_differences").set_index(["data", "objective", "seed"])["noisy"].sort_index()
+    for data in scores.index.unique("data"):
+        by_objective = scores[data].unstack("objective")
+        plain = by_objective.pop("mean squared error")
+        gains = [f"{interval(by_objective[name] - plain)}" for name in sorted(by_objective)]
+        yield (
+            f"{data.replace('_', ' ')}, with noise: gradient loss minus plain loss",
+            f"{gains[0]} points at w = 1, {gains[1]} at w = 100",
+        )
+
+
 def cost():
     seconds = read("09_epoch_time").pivot(index="repetition", columns="contestant")["seconds"]
     seconds = seconds.loc[1:]  # The first epoch includes the compilation.
@@ -128,6 +140,7 @@ def table():
         "05": actions,
         "06": noise,
         "07": attacked,
+        "08": carried_over,
         "09": cost,
     }
     for number, results in notebooks.items():

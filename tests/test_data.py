@@ -1,7 +1,12 @@
 """The dataset and its batches, good and bad."""
 
+import gzip
 import hashlib
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,3 +156,38 @@ def test_batch_size_must_divide_the_samples_that_keep_their_order():
 def test_batches_of_different_lengths_are_named():
     with pytest.raises(ValueError, match="x has 20 samples and y has 19"):
         utils.batches(X, Y[:19], 5)
+
+
+READ_FASHION_MNIST = """
+import json, sys
+import keras, numpy as np
+import utils
+
+book = json.loads(open("notebooks/08_generality.ipynb").read())
+(cell,) = [c for c in book["cells"] if "def load_images" in "".join(c["source"])]
+exec("".join(cell["source"]))
+(x_train, labels_train), (x_test, labels_test) = load_images("fashion_mnist")
+assert x_train.dtype == np.float32 and x_train.shape == (3, 28, 28, 1) == x_test[[0, 0, 0]].shape
+assert labels_train.tolist() == [7, 8, 9] and labels_test.tolist() == [6]
+np.testing.assert_allclose(x_train[1], 128 / 255)
+"""
+
+
+def test_notebook_08_reads_fashion_mnist_as_keras_keeps_it(tmp_path):
+    folder = tmp_path / "datasets" / "fashion-mnist"
+    folder.mkdir(parents=True)
+    for name, labels in (("train", [7, 8, 9]), ("t10k", [6])):
+        images = np.full([len(labels), 28, 28], 128, "uint8")
+        contents = {
+            "labels-idx1": bytes(8) + bytes(labels),
+            "images-idx3": bytes(16) + images.tobytes(),
+        }
+        for kind, content in contents.items():
+            with gzip.open(folder / f"{name}-{kind}-ubyte.gz", "wb") as file:
+                file.write(content)
+    subprocess.run(
+        [sys.executable, "-c", READ_FASHION_MNIST],
+        cwd=Path(__file__).resolve().parent.parent,
+        env={**os.environ, "KERAS_HOME": str(tmp_path)},
+        check=True,
+    )

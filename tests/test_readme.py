@@ -2,16 +2,21 @@
 
 import contextlib
 import io
+import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_examples_run_one_after_the_other():
+def test_examples_run_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # One of them saves a model.
     namespace = {}
     examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(examples[0].splitlines()) <= 12
@@ -27,11 +32,39 @@ def test_results_are_those_of_the_committed_figures():
     assert run.returncode == 0, f"`make readme` mends this:\n{run.stdout}{run.stderr}"
 
 
-def test_links_lead_somewhere():
-    targets = re.findall(r"\]\((?!http)([^)#]+)", README)
-    assert targets
-    for target in targets:
-        assert (ROOT / target).exists(), target
+def anchors(text):
+    """Of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def texts():
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("data/*.md")]:
+        yield path, path.read_text()
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        yield path, "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+
+
+def test_links_and_anchors_lead_somewhere():
+    known = dict(texts())
+    links = 0
+    for path, text in known.items():
+        targets = re.findall(r"\]\((?!https?:)([^)\s]+)\)|src=\"(?!https?:)([^\"]+)\"", text)
+        for target in map("".join, targets):
+            name, _, anchor = target.partition("#")
+            file = (path.parent / name).resolve() if name else path
+            assert file.exists(), (path.name, target)
+            assert not anchor or anchor in anchors(known[file]), (path.name, target)
+            links += 1
+    assert links > 20
+
+
+def test_citation_is_complete():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors", "license", "version"} <= set(citation)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["version"] == project["version"]
 
 
 def test_every_notebook_and_every_target_of_make_is_real():
