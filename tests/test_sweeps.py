@@ -249,9 +249,12 @@ def test_progress_is_shown_with_the_time_left(capsys, tmp_path):
 
 
 EIGHT_RUNS = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from sweeps import sweep
+
+# A shell that starts the tests in the background has them ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def run(number, folder):
     folder.joinpath(f"started-{number}-{time.monotonic_ns()}").touch()
