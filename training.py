@@ -227,12 +227,8 @@ def train(
         verbose=0,
     ).history
     _copy(trainer.model.variables, model.variables)
-    _last_compiled.append(compiled)
+    _compiled.last.append(compiled)
     return TrainingRun(model, history, np.diff(times).tolist())
-
-
-# The last run's fingerprint, ObjectiveModel and new optimizer, unless the run was interrupted.
-_last_compiled = []
 
 
 def _compiled(network, objective, x, y, batch_size, **arguments):
@@ -241,7 +237,7 @@ def _compiled(network, objective, x, y, batch_size, **arguments):
     # What has no fingerprint, such as a variable, can't be known to be the same.
     with contextlib.suppress(Exception):
         key = fingerprint([network, objective, shapes, batch_size, arguments])
-    last = _last_compiled.pop() if _last_compiled else None
+    last = _compiled.last.pop() if _compiled.last else None
     if last and last[0] == key:
         return last
     trainer = ObjectiveModel(_built(network, x[:1]), objective)
@@ -250,6 +246,11 @@ def _compiled(network, objective, x, y, batch_size, **arguments):
     trainer.optimizer.build(trainer.trainable_variables)
     trainer.compute_metrics(x[:1], y[:1], trainer(x[:1]))
     return key, trainer, [variable.numpy() for variable in trainer.optimizer.variables]
+
+
+# The last run's fingerprint, ObjectiveModel and new optimizer, unless the run was interrupted. As
+# a global it would be among the values that the results of a sweep depend on.
+_compiled.last = []
 
 
 def _built(network, sample):

@@ -104,16 +104,26 @@ def test_a_program_that_is_used_again_changes_nothing(network):
         )  # fmt: skip
 
     first = run(3, X)
-    trainer = training._last_compiled[0][1]
+    trainer = training._compiled.last[0][1]
     before = weights(first)
     again = run(4, X[::-1])
-    assert training._last_compiled[0][1] is trainer
+    assert training._compiled.last[0][1] is trainer
     np.testing.assert_array_equal(weights(first), before)
-    training._last_compiled.clear()
+    training._compiled.last.clear()
     anew = run(4, X[::-1])
-    assert training._last_compiled[0][1] is not trainer
+    assert training._compiled.last[0][1] is not trainer
     np.testing.assert_array_equal(weights(again), weights(anew))
     assert again.history == anew.history
+
+
+def test_training_in_this_process_does_not_disturb_a_sweep(tmp_path):
+    def last_loss(seed):
+        return utils.train(network, GRADIENT_LOSS, X, Y, seed, epochs=1).history["loss"][-1]
+
+    here = last_loss(0)
+    (there,) = utils.sweep(last_loss, [{"seed": 0}], cache=tmp_path)
+    np.testing.assert_allclose(there, here, rtol=1e-4)
+    assert utils.sweep(last_loss, [{"seed": 0}], cache=tmp_path) == [there]
 
 
 FACTOR = 1.0
