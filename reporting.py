@@ -39,6 +39,20 @@ def half_width(values):
     return stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
 
 
+def plus_minus(values, digits=1):
+    """A mean with the half-width of its 95 % confidence interval, such as "97.2 ± 0.1".
+
+    Args:
+        values: n >= 2 numbers, one for each seed. If one is NaN, the result is "–".
+        digits: how many decimals are written.
+    """
+    values = np.asarray(values, float)
+    if np.isnan(values).any():
+        return "–"
+    mean = round(values.mean(), digits) + 0.0  # Not -0.0.
+    return f"{mean:.{digits}f} ± {half_width(values):.{digits}f}".replace("-", "−")
+
+
 def exceeds(values, threshold):
     """Whether the mean of the values is above the threshold by at least 3 standard errors.
 
@@ -52,6 +66,26 @@ def exceeds(values, threshold):
     if values.size < 2:
         raise ValueError(f"A standard error takes at least two values, not {values.size}.")
     return bool(values.mean() - 3 * stats.sem(values) > threshold)
+
+
+def within(differences, margin):
+    """Whether the mean of paired differences is within ± margin, by 3 standard errors or more.
+
+    Arguments and errors are those of `exceeds`.
+    """
+    differences = np.asarray(differences, float)
+    return exceeds(differences, -margin) and exceeds(-differences, -margin)
+
+
+def verdict(differences):
+    """In a word: "ahead" if the mean of paired differences `exceeds` 0, "behind" if it is below.
+
+    "–" is neither. Arguments and errors are those of `exceeds`.
+    """
+    differences = np.asarray(differences, float)
+    if exceeds(differences, 0):
+        return "ahead"
+    return "behind" if exceeds(-differences, 0) else "–"
 
 
 def check_claims(claims, enforce=True):
@@ -72,12 +106,3 @@ def check_claims(claims, enforce=True):
         print(f"Not the published parameters: no claim is enforced, {len(failed)} not met.")
     elif failed:
         raise AssertionError("These claims do not hold: " + "; ".join(failed))
-
-
-def within(differences, margin):
-    """Whether the mean of paired differences is within ± margin, by 3 standard errors or more.
-
-    Arguments and errors are those of `exceeds`.
-    """
-    differences = np.asarray(differences, float)
-    return exceeds(differences, -margin) and exceeds(-differences, -margin)

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 
-from sweeps import check_run, fingerprint
+from sweeps import check_run, fingerprint, sweep
 
 
 class ObjectiveModel(keras.Model):
@@ -229,6 +230,24 @@ def train(
     _copy(trainer.model.variables, model.variables)
     _compiled.last.append(compiled)
     return TrainingRun(model, history, np.diff(times).tolist())
+
+
+def train_matched(objectives, seeds, **options):
+    """Train a network on each objective with each seed, side by side: a `sweep` of `train`.
+
+    All but the objective is the same for runs with the same seed, so these are pairs.
+
+    Args:
+        objectives: dict from the name of each objective to the function.
+        seeds: how many; they are 0, 1 and so on.
+        options: the other arguments of `train`.
+
+    Returns:
+        `pandas.Series` of each `TrainingRun`, indexed by objective and seed.
+    """
+    runs = pd.MultiIndex.from_product([objectives, range(seeds)], names=["objective", "seed"])
+    settings = [{"objective": objectives[name], "seed": seed, **options} for name, seed in runs]
+    return pd.Series(sweep(train, settings), runs)
 
 
 def _compiled(network, objective, x, y, batch_size, **arguments):

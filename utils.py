@@ -18,9 +18,17 @@ import tensorflow as tf
 
 from attacks import pgd, square_attack  # noqa: F401
 from corruptions import CORRUPTIONS, corrupt, load_mnist_c  # noqa: F401
-from reporting import check_claims, exceeds, half_width, save_figure, within  # noqa: F401
+from reporting import (  # noqa: F401
+    check_claims,
+    exceeds,
+    half_width,
+    plus_minus,
+    save_figure,
+    verdict,
+    within,
+)
 from sweeps import sweep  # noqa: F401
-from training import ObjectiveModel, batches, train  # noqa: F401
+from training import ObjectiveModel, batches, train, train_matched  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent
 MNIST_FILE = ROOT / "data" / "mnist.npz"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from reporting import half_width
+from reporting import plus_minus
 
 FIGURES = Path(__file__).resolve().parent.parent / "figures"
 
@@ -14,8 +14,7 @@ def read(name):
 
 
 def interval(values):
-    mean = round(values.mean(), 2) + 0.0  # Not -0.00.
-    return f"{mean:.2f} ± {half_width(values):.2f}".replace("-", "−")
+    return plus_minus(values, digits=2)
 
 
 def reproduced():

@@ -14,6 +14,28 @@ def test_half_width_is_that_of_the_table_of_students_t():
 
 
 @pytest.mark.parametrize(
+    ("values", "digits", "expected"),
+    [
+        ([1, 2, 3, 4, 5], 2, "3.00 ± 1.96"),  # 2.776 * sqrt(0.5) = 1.963
+        ([-1, -2, -3, -4, -5], 1, "−3.0 ± 2.0"),
+        ([-0.001, 0.0, 0.0], 1, "0.0 ± 0.0"),
+        ([1, np.nan], 1, "–"),
+    ],
+)
+def test_plus_minus_writes_the_interval(values, digits, expected):
+    assert utils.plus_minus(pd.Series(values), digits) == expected
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected"),
+    [([3, 4, 5], "ahead"), ([-3, -4, -5], "behind"), ([1, 4, 7], "–"), ([-1, -4, -7], "–")],
+)
+def test_verdict_takes_three_standard_errors(differences, expected):
+    # Standard errors 0.58 and 1.73: three of them are 1.7, less than 4, and 5.2, more.
+    assert utils.verdict(pd.Series(differences)) == expected
+
+
+@pytest.mark.parametrize(
     ("threshold", "expected"), [(0.87, True), (0.89, False), (3.1, False), (-9, True)]
 )
 def test_exceeds_takes_three_standard_errors(threshold, expected):
