@@ -8,30 +8,36 @@ usage: run_notebooks.py [--only NB] [options of papermill, such as -p epochs 2]
 """
 
 import argparse
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+from nbstripout import strip_output
+from papermill.cli import papermill
 
 ROOT = Path(__file__).resolve().parent.parent
-# What differs from run to run or from one Python to the next.
-RUN_METADATA = (
-    "metadata.papermill metadata.language_info.version"
-    " cell.metadata.papermill cell.metadata.execution"
-)
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+# What differs from run to run, from one Python to the next, or by what was folded in JupyterLab.
+RUN_METADATA = [
+    "metadata.papermill",
+    "metadata.language_info.version",
+    "cell.metadata.papermill",
+    "cell.metadata.execution",
+    "cell.metadata.collapsed",
+]
 
 
 def main():
     parser = argparse.ArgumentParser(usage=__doc__.split("usage: ")[1])
     parser.add_argument("--only", metavar="NB")
     arguments, papermill_options = parser.parse_known_args()
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name), stop)
+    for number in SIGNALS:
+        signal.signal(number, stop)
 
     for notebook in find_notebooks(arguments.only):
         folder = ROOT / "runs" / notebook.stem
@@ -68,32 +74,38 @@ def execute(notebook, executed, papermill_options):
     print(f"{notebook.name}: running", flush=True)
     shutil.rmtree(executed.parent, ignore_errors=True)
     executed.parent.mkdir(parents=True)
-    command = [sys.executable, "-m", "papermill", str(notebook), str(executed)]
-    command += ["--cwd", str(notebook.parent), "--kernel", "python3", "--progress-bar"]
-    command += ["--stdout-file", "-", "--stderr-file", "-", *papermill_options]
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, "FIGURES": str(executed.parent), "JUPYTER_PREFER_ENV_PATH": "1"},
-        start_new_session=True,  # Ctrl-C is for this process to handle: it ends papermill itself.
-    )
+    arguments = [str(notebook), str(executed), "--cwd", str(notebook.parent)]
+    arguments += ["--kernel", "python3", "--progress-bar"]
+    arguments += ["--stdout-file", "-", "--stderr-file", "-", *papermill_options]
+    # A fork has everything imported, which takes seconds otherwise.
+    process = multiprocessing.get_context("fork").Process(target=run_papermill, args=[arguments])
+    process.start()
     try:
-        status = process.wait()
+        process.join()
     finally:
         end(process)
     culprit = describe_unfinished_cell(executed)
     if culprit:
         return f"failed{culprit}"
+    status = process.exitcode
     return f"failed: papermill ended with status {status}" if status else None
 
 
+def run_papermill(arguments):
+    os.setsid()  # Ctrl-C is for the parent to handle: it ends this process.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    os.environ["FIGURES"] = str(Path(arguments[1]).parent)
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    papermill(arguments)
+
+
 def end(process):
-    """End papermill, which ends its kernel; the kernel notices by itself if papermill is killed."""
-    if process.poll() is None:
+    """End papermill; its kernel notices that by itself."""
+    if process.is_alive():
         process.terminate()
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        process.join(timeout=10)
+        process.kill()
 
 
 def describe_unfinished_cell(executed):
@@ -117,22 +129,20 @@ def publish(notebook, executed):
     """Move a stripped run and its figures into place, and drop figures no longer drawn."""
     # The kernel sends what a cell prints in pieces that depend on its speed: join them.
     joined, _ = CoalesceStreamsPreprocessor().preprocess(nbformat.read(executed, as_version=4), {})
-    nbformat.write(joined, executed)
-    strip = [sys.executable, "-m", "nbstripout", "--keep-output", "--keep-count"]
-    subprocess.run([*strip, "--extra-keys", RUN_METADATA, str(executed)], check=True)
+    kept = {"keep_output": True, "keep_count": True, "keep_id": False}
+    nbformat.write(strip_output(joined, **kept, extra_keys=RUN_METADATA), executed)
     figures = ROOT / "figures"
     figures.mkdir(exist_ok=True)
     drawn = {path.name for path in executed.parent.glob(f"{notebook.name[:2]}_*.*")}
     drawn.discard(executed.name)
-    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     for name in drawn:
         (executed.parent / name).replace(figures / name)
     for old in figures.glob(f"{notebook.name[:2]}_*"):
         if old.name not in drawn:
             old.unlink()
     executed.replace(notebook)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 if __name__ == "__main__":
