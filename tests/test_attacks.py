@@ -50,9 +50,12 @@ def exact_l_inf(model, x, labels, epsilon):
     return withstands
 
 
-@pytest.mark.parametrize("epsilon", [0, 0.01, 0.03, 0.1])
-def test_a_linear_network_is_as_robust_as_its_closed_form_says(linear, epsilon):
+@pytest.mark.parametrize(
+    ("epsilon", "digits"), [(0, 1000), (0.01, 10_000), (0.03, 10_000), (0.1, 10_000)]
+)
+def test_a_linear_network_is_as_robust_as_its_closed_form_says(linear, epsilon, digits):
     model, x, labels = linear
+    x, labels = x[:digits], labels[:digits]
     exact = exact_l_inf(model, x, labels, epsilon)
     measured = pgd(model, x, labels, epsilon)
     assert not np.any(exact & ~measured)
