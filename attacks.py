@@ -1,7 +1,4 @@
-"""White-box and gradient-free attacks, to measure how robust a network is.
-
-Import from utils, as the notebooks do.
-"""
+"""White-box and gradient-free attacks, to measure how robust a network is."""
 
 import functools
 import math

@@ -1,7 +1,4 @@
-"""The 15 corruptions of MNIST-C: digits as a careless world may show them.
-
-Import from utils, as the notebooks do.
-"""
+"""The 15 corruptions of MNIST-C: digits as a careless world may show them."""
 
 import itertools
 from pathlib import Path

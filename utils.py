@@ -16,8 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from attacks import pgd, square_attack  # noqa: F401
-from corruptions import CORRUPTIONS, corrupt, load_mnist_c  # noqa: F401
+from corruptions import CORRUPTIONS, corrupt  # noqa: F401
 from reporting import (  # noqa: F401
     check_claims,
     exceeds,

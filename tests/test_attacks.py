@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from utils import gradient_loss_objective, load_mnist, pgd, square_attack, train
+from attacks import pgd, square_attack
+from utils import gradient_loss_objective, load_mnist, train
 
 
 class Margin(keras.Model):

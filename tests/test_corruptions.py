@@ -13,7 +13,8 @@ from skimage import feature, transform
 from skimage.filters import gaussian
 
 import corruptions
-from utils import CORRUPTIONS, MNIST_SHA256, corrupt, load_mnist, load_mnist_c
+from corruptions import load_mnist_c
+from utils import CORRUPTIONS, MNIST_SHA256, corrupt, load_mnist
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "download_mnist_c.py"
 WITHOUT_CHANCE = {"scale", "brightness", "stripe", "canny_edges"}
