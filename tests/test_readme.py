@@ -67,6 +67,16 @@ def test_citation_is_complete():
     assert citation["version"] == project["version"]
 
 
+def test_times_are_those_that_the_notebooks_state():
+    rows = re.findall(r"^\| \[<img.*", README, flags=re.MULTILINE)
+    assert len(rows) == len(list((ROOT / "notebooks").glob("*.ipynb")))
+    for row in rows:
+        (name,) = set(re.findall(r"notebooks/(\w+)\.ipynb", row))
+        (seconds,) = re.findall(r"\*(\d+) s\* \|", row)
+        notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
+        assert f"takes about {seconds} seconds" in "".join(notebook["cells"][0]["source"])
+
+
 def test_every_notebook_and_every_target_of_make_is_real():
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         assert f"(notebooks/{notebook.name})" in README
