@@ -1,5 +1,6 @@
 """A notebook and its figures are replaced by a complete, successful run only."""
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -142,8 +143,10 @@ def test_run_with_parameters_goes_to_another_folder(project):
 
 
 @pytest.mark.parametrize("name", ["07", ""])
-def test_unknown_notebook_is_named(project, name):
-    status, _, stderr = run(project, "--only", name)
-    assert status != 0
-    assert f"NB={name} names 0 notebooks" in stderr
-    assert "02_other" in stderr
+def test_unknown_notebook_is_named(project, name, monkeypatch):
+    specification = importlib.util.spec_from_file_location("run_notebooks", SCRIPT)
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    monkeypatch.setattr(script, "ROOT", project)
+    with pytest.raises(SystemExit, match=f"NB={name} names 0 notebooks.*02_other"):
+        script.find_notebooks(name)
