@@ -129,9 +129,10 @@ def test_training_lowers_the_loss_and_learns():
     y = np.eye(4, dtype="float32")[np.argmax(X @ direction, axis=1)]
     trainer = make_trainer()
     trainer.optimizer.learning_rate = 0.01
+    before = float(trainer.objective(trainer.model, tf.constant(X), tf.constant(y)))
     x, y = np.tile(X, [20, 1]), np.tile(y, [20, 1])  # Keras takes its time for each epoch.
     history = trainer.fit(x, y, epochs=6, verbose=0).history
-    assert history["loss"][-1] < 0.8 * history["loss"][0]
+    assert history["loss"][-1] < before / 2
     assert history["accuracy"][-1] > 0.8
 
 
