@@ -1,60 +1,48 @@
 """The gradient loss: train a network on the squared norm of its loss's gradient at the data.
 
-The notebooks import everything that more than one of them needs from here: also how to train, from
-training.py, many times over, from sweeps.py, and how to report it, from reporting.py.
+This file stands alone: copy it into a project, under any name. It needs Keras and TensorFlow.
 """
 
-import hashlib
 import math
 import numbers
 import warnings
-import zipfile
-import zlib
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from corruptions import CORRUPTIONS, corrupt  # noqa: F401
-from reporting import (  # noqa: F401
-    check_claims,
-    exceeds,
-    half_width,
-    plus_minus,
-    save_figure,
-    verdict,
-    within,
-)
-from sweeps import sweep  # noqa: F401
-from training import ObjectiveModel, batches, train, train_matched  # noqa: F401
-
-ROOT = Path(__file__).resolve().parent
-MNIST_FILE = ROOT / "data" / "mnist.npz"
-MNIST_SHA256 = {
-    "x_train": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
-    "y_train": "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
-    "x_test": "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
-    "y_test": "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
-}
+Loss = Callable[[Any, Any], tf.Tensor]
+Objective = Callable[[keras.Model, Any, Any], tf.Tensor]
+VARIABLES = (tf.Variable, keras.Variable)
 
 
-def get_gradient_loss_fn(loss_fn, weights=None):
+def get_gradient_loss_fn(
+    loss_fn: Callable[[Any], tf.Tensor], weights: Any = None, norms: Any = None
+) -> Callable[[Any], tf.Tensor]:
     r"""Turn a loss S into the squared norm of its gradient at the data.
 
     The result computes, for a batch of B samples, the scalar
 
-        L = Σᵢ wᵢ · mean over batch and elements of (∂S_b/∂zᵢ)²
+        L = Σᵢ wᵢ · mean over the batch of (mean over the elements of |∂S_b/∂zᵢ|^pᵢ)^(2/pᵢ)
 
     where the zᵢ are the tensors of `inputs` (typically the images x and the labels y). For S =
-    mean squared error this is double backpropagation (Drucker & LeCun, "Improving generalization
-    performance using double backpropagation", IEEE Transactions on Neural Networks 3(6), 1992)
-    at one fixed strength; notebook 01 derives it.
+    mean squared error and p = 2 this is double backpropagation (Drucker & LeCun, "Improving
+    generalization performance using double backpropagation", IEEE Transactions on Neural Networks
+    3(6), 1992) at one fixed strength; notebook 01 derives it.
+
+    The norm to take is the dual of what an input may change by: p = 1 if each element may change
+    by up to ε (ℓ∞), p = 2 if the Euclidean norm of the change is bounded (ℓ2). As means stand in
+    for sums over the d elements, a weight w on ‖∂S/∂z‖₁² becomes d² w here, and one on ‖∂S/∂z‖₂²
+    becomes d w: with d = 784 and p = 1, 0.006 becomes 3,688.
 
     Args:
-        loss_fn: function of `inputs` that returns one loss per sample, shape (B,), floating.
-        weights: the wᵢ, a nest of floats of the same structure as `inputs`; 1 by default. A term
-            of weight 0 is left out of the work, so its input may have any dtype.
+        loss_fn: function of `inputs` that returns one loss per sample, shape (B,), floating. A
+            scalar gets a UserWarning.
+        weights: the wᵢ, a nest of numbers of the same structure as `inputs`; 1 by default. A term
+            of weight 0 is left out of the work, so its input may have any dtype. A weight may be a
+            scalar variable, which is read at each call, so that a callback can change it.
+        norms: the pᵢ, 1 or 2, a nest of the same structure as `inputs`; 2 by default.
 
     Returns:
         `gradient_loss(inputs)`, where `inputs` is a tensor or a nest (tuple, list, dict) of
@@ -63,23 +51,22 @@ def get_gradient_loss_fn(loss_fn, weights=None):
         and works eagerly, inside `tf.function` and under XLA.
 
     Raises:
-        ValueError, TypeError: here for weights that are not finite, non-negative numbers; in
-            `gradient_loss` for inputs that are empty, not floating or differ in batch size, for
-            weights that don't fit the inputs, and for a loss that isn't one value per sample or
-            doesn't depend on an input.
-
-    Warns:
-        UserWarning: in `gradient_loss`, if `loss_fn` returns a scalar.
+        ValueError, TypeError: here for weights that are not finite, non-negative numbers or
+            variables, and for norms other than 1 and 2; in `gradient_loss` for inputs that are
+            empty, not floating or differ in batch size, for weights or norms that don't fit the
+            inputs, and for a loss that isn't one value per sample or doesn't depend on an input.
     """
     weights = None if weights is None else _check_weights(weights)
+    norms = None if norms is None else _check_norms(norms)
 
     def gradient_loss(inputs):
         # identity, as a tensor that is given twice (an autoencoder's) counts as two inputs.
         inputs = keras.tree.map_structure(tf.identity, inputs)
         tensors = _leaves_by_name(inputs)
-        weight = dict.fromkeys(tensors, 1.0) if weights is None else weights
-        batch_size = _check_inputs(tensors, weight)
-        watched = {name: tensor for name, tensor in tensors.items() if weight[name] > 0}
+        weight_of = dict.fromkeys(tensors, 1.0) if weights is None else weights
+        norm_of = dict.fromkeys(tensors, 2) if norms is None else norms
+        batch_size = _check_inputs(tensors, weight_of, norm_of)
+        watched = {name: tensor for name, tensor in tensors.items() if _counts(weight_of[name])}
 
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(watched)
@@ -95,13 +82,16 @@ def get_gradient_loss_fn(loss_fn, weights=None):
                     f"Use {name} in loss_fn, leave it out of the inputs, or give it weight 0."
                 )
             gradient = tf.cast(tf.convert_to_tensor(gradient), dtype)
-            total += weight[name] * tf.reduce_mean(tf.square(gradient))
+            if norm_of[name] == 1:
+                of_sample = tf.reshape(tf.abs(gradient), [tf.shape(gradient)[0], -1])
+                gradient = tf.reduce_mean(of_sample, axis=1)
+            total += tf.cast(weight_of[name], dtype) * tf.reduce_mean(tf.square(gradient))
         return total
 
     return gradient_loss
 
 
-def loss_objective(loss_fn):
+def loss_objective(loss_fn: Loss) -> Objective:
     """The usual objective: the mean of `loss_fn(y_true, y_pred)` over the batch."""
 
     def objective(model, x, y):
@@ -110,7 +100,7 @@ def loss_objective(loss_fn):
     return objective
 
 
-def gradient_loss_objective(loss_fn, weights=None):
+def gradient_loss_objective(loss_fn: Loss, weights: Any = None, norms: Any = None) -> Objective:
     """The gradient loss of `loss_fn(y_true, y_pred)` as an objective.
 
     Arguments and errors are those of `GradientLossModel`.
@@ -120,8 +110,7 @@ def gradient_loss_objective(loss_fn, weights=None):
             "loss_fn must be a function of (y_true, y_pred), such as "
             f"keras.losses.mean_squared_error, not {loss_fn!r}."
         )
-    if weights is not None:
-        _check_weights(weights)
+    get_gradient_loss_fn(loss_fn, weights, norms)  # Bad weights are named now, not in fit.
 
     def objective(model, x, y):
         if y is None:
@@ -130,9 +119,62 @@ def gradient_loss_objective(loss_fn, weights=None):
         def loss_of_inputs(inputs):
             return loss_fn(inputs[1], model(inputs[0], training=True))
 
-        return get_gradient_loss_fn(loss_of_inputs, weights)((x, y))
+        return get_gradient_loss_fn(loss_of_inputs, weights, norms)((x, y))
 
     return objective
+
+
+class ObjectiveModel(keras.Model):
+    """A Keras model that `fit` trains on any objective: the one place where training is changed.
+
+    It shares its weights with `model`, and `predict`, `evaluate` and metrics are those of `model`.
+    In the history of `fit`, "loss" is the objective (plus the regularisation losses of the model,
+    if any). Metrics of the training data are computed in inference mode, before the update of
+    each batch.
+
+    Args:
+        model: a `keras.Model` that maps x to predictions.
+        objective: function of (model, x, y), a model and a batch, that returns the scalar to
+            minimise. It calls the model with `training=True`.
+
+    Raises:
+        ValueError, TypeError: if `model` isn't a `keras.Model`, and if `fit` is given sample or
+            class weights.
+    """
+
+    def __init__(self, model: keras.Model, objective: Objective, **kwargs: Any):
+        super().__init__(**kwargs)
+        if not isinstance(model, keras.Model):
+            raise TypeError(f"model must be a keras.Model, not {type(model).__name__}.")
+        self.model = model
+        self.objective = objective
+
+    def call(self, inputs, training=None):
+        return self.model(inputs, training=training)
+
+    def train_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if sample_weight is not None:
+            raise ValueError("An objective takes no sample_weight or class_weight: drop it.")
+
+        # XLA merges this forward pass with that of the objective, unless dropout or the like
+        # makes them differ.
+        y_pred = self(x, training=False)
+        with tf.GradientTape() as tape:
+            loss = self.objective(self.model, x, y)
+            if self.losses:
+                loss += tf.add_n(self.losses)
+            # Keras sums the gradients of all replicas, so each contributes its share of the mean.
+            share = loss / tf.distribute.get_strategy().num_replicas_in_sync
+            scaled = self.optimizer.scale_loss(share)
+        variables = self.trainable_variables
+        self.optimizer.apply_gradients(
+            zip(tape.gradient(scaled, variables), variables, strict=True)
+        )
+
+        batch_size = tf.shape(keras.tree.flatten(x)[0])[0]
+        self.metrics[0].update_state(loss, sample_weight=batch_size)
+        return self.compute_metrics(x, y, y_pred)
 
 
 @keras.saving.register_keras_serializable(package="gradient_loss")
@@ -147,90 +189,42 @@ class GradientLossModel(ObjectiveModel):
         loss_fn: function of (y_true, y_pred) that returns one loss per sample, shape (B,), such
             as `keras.losses.mean_squared_error`. To save and reload the model, take one from
             Keras or register yours with `keras.saving.register_keras_serializable`.
-        weights: a nest of floats like the pair (x, y): the weights of the x-term and the y-term,
-            see `get_gradient_loss_fn`. x and y, as given to `fit`, must be floating where their
-            weight isn't 0; one-hot encode integer labels.
+        weights, norms: nests like the pair (x, y): for the x-term and the y-term, see
+            `get_gradient_loss_fn`. x and y, as given to `fit`, must be floating where their
+            weight isn't 0; one-hot encode integer labels. A variable is saved as its value.
 
     Raises:
         ValueError, TypeError: as `get_gradient_loss_fn` does, and if `fit` is given no y, or
             sample or class weights.
     """
 
-    def __init__(self, model, loss_fn, weights=None, **kwargs):
-        super().__init__(model, gradient_loss_objective(loss_fn, weights), **kwargs)
+    def __init__(
+        self, model: keras.Model, loss_fn: Loss, weights: Any = None, norms: Any = None, **options
+    ):
+        super().__init__(model, gradient_loss_objective(loss_fn, weights, norms), **options)
         self.loss_fn = loss_fn
-        self.weights_of_terms = weights
+        # A function, as Keras would take a variable among the attributes for one to train.
+        self._terms = lambda: {"weights": weights, "norms": norms}
 
-    def compile(self, optimizer="rmsprop", loss=None, **kwargs):
+    def compile(self, optimizer: Any = "rmsprop", loss: Any = None, **kwargs: Any) -> None:
         super().compile(optimizer, self.loss_fn if loss is None else loss, **kwargs)
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
-    def get_config(self):
-        serialize = keras.saving.serialize_keras_object
-        return {
-            **super().get_config(),
-            "model": serialize(self.model),
-            "loss_fn": serialize(self.loss_fn),
-            "weights": serialize(self.weights_of_terms),
-        }
+    def get_config(self) -> dict[str, Any]:
+        def serialize(part):
+            part = float(part.numpy()) if isinstance(part, VARIABLES) else part
+            return keras.saving.serialize_keras_object(part)
+
+        parts = {"model": self.model, "loss_fn": self.loss_fn, **self._terms()}
+        return super().get_config() | keras.tree.map_structure(serialize, parts)
 
     @classmethod
-    def from_config(cls, config):
-        parts = {
-            key: keras.saving.deserialize_keras_object(config[key])
-            for key in ("model", "loss_fn", "weights")
-        }
-        return cls(**{**config, **parts})
-
-
-def mnist_network():
-    """The published network: 784 pixels, 128 ReLU units, 10 softmax outputs (101,770 weights)."""
-    return keras.Sequential(
-        [
-            keras.Input([784]),
-            keras.layers.Dense(128, activation="relu"),
-            keras.layers.Dense(10, activation="softmax"),
-        ]
-    )
-
-
-def load_mnist(validation=0):
-    """Load MNIST from `data/mnist.npz` and verify it. No network is used.
-
-    Args:
-        validation: how many of the last training samples to split off.
-
-    Returns:
-        (x_train, y_train), (x_test, y_test), and (x_validation, y_validation) as a third pair if
-        `validation` isn't 0. Images: float32 in [0, 1], shape (n, 784). Labels: int64, shape
-        (n,). 60,000 samples for training and 10,000 for testing.
-
-    Raises:
-        ValueError: if the file is missing or damaged, or `validation` isn't in [0, 60000).
-    """
-    try:
-        with np.load(MNIST_FILE) as archive:
-            arrays = {name: archive[name] for name in MNIST_SHA256}
-        for name, expected in MNIST_SHA256.items():
-            if hashlib.sha256(np.ascontiguousarray(arrays[name])).hexdigest() != expected:
-                raise ValueError(f"{name} has the wrong checksum")
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        mend = "restore it with `git checkout -- data/mnist.npz`."
-        raise ValueError(f"The dataset {MNIST_FILE} is unusable ({error}); {mend}") from error
-
-    def pair(split):
-        images = arrays[f"x_{split}"].reshape(-1, 784).astype("float32") / 255
-        return images, arrays[f"y_{split}"].astype("int64")
-
-    (x, y), test = pair("train"), pair("test")
-    if validation not in range(len(x)):
-        raise ValueError(f"validation must be an integer in [0, {len(x)}), not {validation!r}.")
-    if validation == 0:
-        return (x, y), test
-    return (x[:-validation], y[:-validation]), test, (x[-validation:], y[-validation:])
+    def from_config(cls, config: dict[str, Any]) -> "GradientLossModel":
+        parts = {key: config[key] for key in ("model", "loss_fn", "weights", "norms")}
+        return cls(**config | keras.saving.deserialize_keras_object(parts))
 
 
 def _leaves_by_name(nest):
@@ -239,31 +233,47 @@ def _leaves_by_name(nest):
     return {"inputs" + "".join(f"[{key!r}]" for key in path): leaf for path, leaf in leaves}
 
 
+def _counts(weight):
+    """Whether a term of this weight is computed; that of a variable may become positive."""
+    return isinstance(weight, VARIABLES) or weight > 0
+
+
 def _check_weights(weights):
     weights = _leaves_by_name(weights)
     for name, weight in weights.items():
+        if isinstance(weight, VARIABLES) and not len(weight.shape):
+            continue
         if not isinstance(weight, numbers.Real):
             raise TypeError(f"The weight of {name} is {weight!r}; make it a number.")
         if not 0 <= weight < math.inf:
             raise ValueError(f"The weight of {name} is {weight}; make it finite and at least 0.")
-    if not any(weights.values()):
+    if not any(map(_counts, weights.values())):
         raise ValueError(f"No weight is positive in {weights}: there is nothing to minimise.")
-    return {name: float(weight) for name, weight in weights.items()}
+    return weights
 
 
-def _check_inputs(tensors, weights):
+def _check_norms(norms):
+    norms = _leaves_by_name(norms)
+    for name, norm in norms.items():
+        if isinstance(norm, bool) or norm not in (1, 2):
+            raise ValueError(f"The norm of {name} is {norm!r}; make it 1 or 2.")
+    return norms
+
+
+def _check_inputs(tensors, weights, norms):
     """Return the size of the batch, or None if it isn't known yet."""
     if not tensors:
         raise ValueError("inputs is empty; pass at least one tensor.")
-    if tensors.keys() != weights.keys():
-        raise ValueError(
-            f"The weights don't fit the inputs: there are weights for {', '.join(weights)}, "
-            f"and inputs {', '.join(tensors)}. Give one weight for each input."
-        )
+    for what, given in (("weight", weights), ("norm", norms)):
+        if tensors.keys() != given.keys():
+            raise ValueError(
+                f"The {what}s don't fit the inputs: there are {what}s for {', '.join(given)}, "
+                f"and inputs {', '.join(tensors)}. Give one {what} for each input."
+            )
     for name, tensor in tensors.items():
         if tensor.shape.rank == 0:
             raise ValueError(f"{name} is a scalar; make the batch its first dimension.")
-        if not tensor.dtype.is_floating and weights[name] > 0:
+        if not tensor.dtype.is_floating and _counts(weights[name]):
             raise TypeError(
                 f"{name} has dtype {tensor.dtype.name}, which has no gradient. Cast it to float32, "
                 "one-hot encode it if it holds labels, or give it weight 0."

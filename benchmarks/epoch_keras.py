@@ -6,11 +6,12 @@ import keras
 from keras.losses import mean_squared_error
 from serve import BATCH_SIZE, load_data, report, wait
 
-import utils
+from lab.training import mnist_network, train
+from utils import gradient_loss_objective, loss_objective
 
 OBJECTIVES = {
-    "gradient": utils.gradient_loss_objective(mean_squared_error),
-    "plain": utils.loss_objective(mean_squared_error),
+    "gradient": gradient_loss_objective(mean_squared_error),
+    "plain": loss_objective(mean_squared_error),
 }
 
 
@@ -23,8 +24,8 @@ class Serve(keras.callbacks.Callback):
 
 
 x, y = load_data()
-utils.train(
-    utils.mnist_network,
+train(
+    mnist_network,
     OBJECTIVES[sys.argv[1]],
     x,
     y,

@@ -5,13 +5,12 @@ import tensorflow as tf
 from keras.losses import mean_squared_error
 from serve import BATCH_SIZE, load_data, serve
 
-import utils
+from lab.training import mnist_network
+from utils import get_gradient_loss_fn
 
-model = utils.mnist_network()
+model = mnist_network()
 optimizer = keras.optimizers.Adam()
-gradient_loss = utils.get_gradient_loss_fn(
-    lambda inputs: mean_squared_error(inputs[1], model(inputs[0]))
-)
+gradient_loss = get_gradient_loss_fn(lambda inputs: mean_squared_error(inputs[1], model(inputs[0])))
 dataset = tf.data.Dataset.from_tensor_slices(load_data()).batch(BATCH_SIZE)
 
 

@@ -12,13 +12,15 @@ import keras
 import numpy as np
 from keras.losses import mean_squared_error
 
-import utils
+from lab.data import load_mnist
+from lab.training import batches
+from utils import ObjectiveModel, gradient_loss_objective, loss_objective
 
 REPETITIONS = 5
 PRODUCTS_PER_EPOCH = 12e9  # Multiplications and additions: about 0.2 s, to dwarf fit's overhead.
 OBJECTIVES = {
-    "plain": utils.loss_objective(mean_squared_error),
-    "gradient": utils.gradient_loss_objective(mean_squared_error),
+    "plain": loss_objective(mean_squared_error),
+    "gradient": gradient_loss_objective(mean_squared_error),
 }
 
 
@@ -53,9 +55,9 @@ def count_products(model):
 
 def make_epoch(network, objective, x, y, batch_size):
     keras.utils.set_random_seed(0)
-    trainer = utils.ObjectiveModel(network(), objective)
+    trainer = ObjectiveModel(network(), objective)
     trainer.compile("adam", jit_compile=True, steps_per_execution=100)
-    dataset = utils.batches(x, y, batch_size)
+    dataset = batches(x, y, batch_size)
     return lambda: trainer.fit(dataset, shuffle=False, verbose=0)
 
 
@@ -100,7 +102,7 @@ def measure_time(network, batch_size, x, y):
 
 
 def main():
-    (x, labels), _ = utils.load_mnist()
+    (x, labels), _ = load_mnist()
     data = x, keras.utils.to_categorical(labels)
     cases = [("batch size", size, dense_network, size) for size in (50, 100, 500, 1000, 5000)]
     for width in (64, 128, 256, 512, 1024, 2048):

@@ -17,12 +17,14 @@ EPOCHS = 5
 def run(seed):
     import keras
 
-    import utils
+    from lab.data import load_mnist
+    from lab.training import mnist_network, train
+    from utils import gradient_loss_objective
 
-    (x, labels), _ = utils.load_mnist()
-    objective = utils.gradient_loss_objective(keras.losses.mean_squared_error)
+    (x, labels), _ = load_mnist()
+    objective = gradient_loss_objective(keras.losses.mean_squared_error)
     y = keras.utils.to_categorical(labels)
-    return utils.train(utils.mnist_network, objective, x, y, seed, epochs=EPOCHS).history
+    return train(mnist_network, objective, x, y, seed, epochs=EPOCHS).history
 
 
 def one_after_another():
@@ -31,10 +33,10 @@ def one_after_another():
 
 
 def sweep():
-    import utils
+    import lab
 
     with tempfile.TemporaryDirectory() as cache:
-        utils.sweep(run, [{"seed": seed} for seed in range(RUNS)], cache=cache)
+        lab.sweep(run, {"seed": range(RUNS)}, cache=cache)
 
 
 def main():

@@ -17,14 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
+from lab.data import MNIST_SHA256, ROOT
+
 RECORD = 3239543
 ARCHIVE = "mnist_c.zip"
-# Those of x_test and y_test in utils.py, which takes TensorFlow to import.
-IDENTITY_SHA256 = {
-    "test_images": "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
-    "test_labels": "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
-}
+IDENTITY_SHA256 = {"test_images": MNIST_SHA256["x_test"], "test_labels": MNIST_SHA256["y_test"]}
 
 
 def main():

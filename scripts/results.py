@@ -1,12 +1,11 @@
 """The results table of README.md, from the numbers behind the figures. `make readme` writes it."""
 
-from pathlib import Path
-
 import pandas as pd
 
-from reporting import plus_minus
+from lab.data import ROOT
+from lab.reporting import plus_minus
 
-FIGURES = Path(__file__).resolve().parent.parent / "figures"
+FIGURES = ROOT / "figures"
 
 
 def read(name):
@@ -95,13 +94,13 @@ def attacked():
     ):
         chosen = (method, sums[method].idxmax())
         yield (
-            f"{method}: withstand PGD, ε = 0.1",
+            f"{method}: accuracy under PGD, ε = 0.1",
             f"{interval(robust.get_group(chosen))} %, clean {interval(clean.get_group(chosen))} %",
         )
     longer = read("07_longer").set_index(["method", "hidden"]).loc["best gradient loss"]
     for hidden, units in (("(128,)", "128"), ("(256, 256)", "256 and 256")):
         yield (
-            f"best gradient loss, {units} hidden units: withstand PGD, ε = 0.1",
+            f"best gradient loss, {units} hidden units: accuracy under PGD, ε = 0.1",
             f"{interval(longer.loc[hidden, 'robust'])} %, "
             f"clean {interval(longer.loc[hidden, 'clean'])} %",
         )

@@ -10,12 +10,16 @@ usage: run_notebooks.py [--only NB] [options of papermill, such as -p epochs 2]
 import argparse
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
+import psutil
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbstripout import strip_output
 from papermill.cli import papermill
@@ -23,13 +27,7 @@ from papermill.cli import papermill
 ROOT = Path(__file__).resolve().parent.parent
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 # What differs from run to run, from one Python to the next, or by what was folded in JupyterLab.
-RUN_METADATA = [
-    "metadata.papermill",
-    "metadata.language_info.version",
-    "cell.metadata.papermill",
-    "cell.metadata.execution",
-    "cell.metadata.collapsed",
-]
+RUN_METADATA = Path(__file__).with_name("run_metadata.txt").read_text().split()
 
 
 def main():
@@ -39,9 +37,12 @@ def main():
     for number in SIGNALS:
         signal.signal(number, stop)
 
-    for notebook in find_notebooks(arguments.only):
-        folder = ROOT / "runs" / notebook.stem
-        executed = folder / notebook.name
+    notebooks = find_notebooks(arguments.only)
+    start = time.monotonic()
+    for done, notebook in enumerate(notebooks):
+        left = "" if papermill_options else time_left(notebooks, done, time.monotonic() - start)
+        print(f"{done + 1} of {len(notebooks)}, {notebook.name}: running{left}", flush=True)
+        executed = ROOT / "runs" / notebook.stem / notebook.name
         try:
             failure = execute(notebook, executed, papermill_options)
             if failure is None and not papermill_options:
@@ -50,11 +51,12 @@ def main():
             failure = f"was stopped by {signal_name}{describe_unfinished_cell(executed)}"
         where = executed.relative_to(ROOT)
         if failure:
-            sys.exit(f"{notebook.name} {failure}; it and its figures are as they were. See {where}")
+            sys.exit(f"\n{notebook.name} {failure}; it and its figures are unchanged. See {where}")
         print(f"{notebook.name}: done, {f'see {where}' if papermill_options else 'replaced'}")
 
 
 def stop(signum, frame):
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # A second Ctrl-C must not stop the clean-up.
     raise KeyboardInterrupt(signal.Signals(signum).name)
 
 
@@ -69,43 +71,61 @@ def find_notebooks(only):
     return chosen
 
 
+def time_left(notebooks, done, spent):
+    """Tell the time left, by what the notebooks' openings state and what those done really took."""
+    openings = [notebook.read_text("utf-8").partition('"code"')[0] for notebook in notebooks]
+    statements = [re.findall(r"takes about ([1-9]\d*) seconds", text) for text in openings]
+    if not all(statements):
+        return ""
+    stated = [int(seconds) for seconds, *_ in statements]
+    left = sum(stated[done:]) * (spent / sum(stated[:done]) if done else 1)
+    return f", about {f'{left:.0f} seconds' if left < 90 else f'{left / 60:.0f} minutes'} left"
+
+
 def execute(notebook, executed, papermill_options):
     """Run a notebook in a fresh folder; return what went wrong, or None if it ran to its end."""
-    print(f"{notebook.name}: running", flush=True)
     shutil.rmtree(executed.parent, ignore_errors=True)
     executed.parent.mkdir(parents=True)
     arguments = [str(notebook), str(executed), "--cwd", str(notebook.parent)]
     arguments += ["--kernel", "python3", "--progress-bar"]
     arguments += ["--stdout-file", "-", "--stderr-file", "-", *papermill_options]
+    log = executed.with_name("kernel.log")
+    log.touch()
+    os.environ.update(FIGURES=str(log.parent), KERNEL_LOG=str(log), JUPYTER_PREFER_ENV_PATH="1")
+    os.environ |= {"CLAIMS": "report"} if papermill_options else {}
     # A fork has everything imported, which takes seconds otherwise.
     process = multiprocessing.get_context("fork").Process(target=run_papermill, args=[arguments])
-    process.start()
     try:
+        process.start()
         process.join()
     finally:
-        end(process)
+        end_all(str(log))
     culprit = describe_unfinished_cell(executed)
-    if culprit:
-        return f"failed{culprit}"
-    status = process.exitcode
-    return f"failed: papermill ended with status {status}" if status else None
+    if process.exitcode == 138:  # papermill's status for it; a crash's stack takes 30 lines.
+        print(*log.read_text(errors="replace").splitlines()[-40:], sep="\n", file=sys.stderr)
+        culprit += ": the kernel died"
+    elif process.exitcode and not culprit:
+        culprit = f": papermill ended with status {process.exitcode}"
+    return f"failed{culprit}" if culprit else None
 
 
 def run_papermill(arguments):
     os.setsid()  # Ctrl-C is for the parent to handle: it ends this process.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
-    os.environ["FIGURES"] = str(Path(arguments[1]).parent)
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     papermill(arguments)
 
 
-def end(process):
-    """End papermill; its kernel notices that by itself."""
-    if process.is_alive():
-        process.terminate()
-        process.join(timeout=10)
-        process.kill()
+def end_all(log):
+    """End papermill, its kernel and all that these started; orphans are told by KERNEL_LOG."""
+    left = set(psutil.Process().children(recursive=True))
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        others = psutil.process_iter(["environ"], ad_value={})
+        left |= {other for other in others if other.info["environ"].get("KERNEL_LOG") == log}
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                end(process)
+        left = set(psutil.wait_procs(left, timeout=3)[1])
 
 
 def describe_unfinished_cell(executed):
@@ -133,8 +153,8 @@ def publish(notebook, executed):
     nbformat.write(strip_output(joined, **kept, extra_keys=RUN_METADATA), executed)
     figures = ROOT / "figures"
     figures.mkdir(exist_ok=True)
-    drawn = {path.name for path in executed.parent.glob(f"{notebook.name[:2]}_*.*")}
-    drawn.discard(executed.name)
+    paths = executed.parent.glob(f"{notebook.name[:2]}_*.*")
+    drawn = {path.name for path in paths if path != executed}
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     for name in drawn:
         (executed.parent / name).replace(figures / name)

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from attacks import pgd, square_attack
-from utils import gradient_loss_objective, load_mnist, train
+from lab.attacks import pgd, square_attack
+from lab.data import load_mnist
+from lab.training import train
+from utils import gradient_loss_objective
 
 
 class Margin(keras.Model):

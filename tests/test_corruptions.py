@@ -12,9 +12,9 @@ import pytest
 from skimage import feature, transform
 from skimage.filters import gaussian
 
-import corruptions
-from corruptions import load_mnist_c
-from utils import CORRUPTIONS, MNIST_SHA256, corrupt, load_mnist
+from lab import corruptions
+from lab.corruptions import CORRUPTIONS, corrupt, load_mnist_c
+from lab.data import MNIST_SHA256, load_mnist
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "download_mnist_c.py"
 WITHOUT_CHANCE = {"scale", "brightness", "stripe", "canny_edges"}
@@ -25,7 +25,7 @@ def digits():
     return load_mnist()[1][0][:60]
 
 
-def randoms_of(name, seed=0):
+def generator_of(name, seed=0):
     return np.random.default_rng([seed, CORRUPTIONS.index(name)])
 
 
@@ -87,7 +87,7 @@ def test_impulse_noise_is_white_and_black_in_equal_shares():
 
 
 def test_glass_blur_moves_mass_about_and_keeps_it():
-    blurred = corruptions._glass_blur(squares(white_pixel(400)), randoms_of("glass_blur"))
+    blurred = corruptions._glass_blur(squares(white_pixel(400)), generator_of("glass_blur"))
     np.testing.assert_allclose(blurred.sum(axis=(1, 2)), 1, atol=1e-4)
     for centre in centres_of_mass(blurred):
         assert 0.3 < np.std(centre) < 2
@@ -95,11 +95,11 @@ def test_glass_blur_moves_mass_about_and_keeps_it():
 
 
 def test_glass_blur_swaps_pixel_by_pixel(digits):
-    randoms = randoms_of("glass_blur")
+    generator = generator_of("glass_blur")
     images = [gaussian(image, 0.7, mode="nearest") for image in squares(digits)]
     moves = {5: (0, 1), 6: (1, 0), 7: (1, 1)}
     for place in 2 * list(itertools.product(range(27, 1, -1), repeat=2)):
-        draws = randoms.integers(8, size=len(images), dtype="uint8")
+        draws = generator.integers(8, size=len(images), dtype="uint8")
         for image, draw in zip(images, draws, strict=True):
             if draw in moves:
                 other = tuple(np.subtract(place, moves[draw]))
@@ -110,10 +110,10 @@ def test_glass_blur_swaps_pixel_by_pixel(digits):
 
 
 def test_motion_blur_is_a_ray_of_total_mass_1():
-    blurred = corruptions._motion_blur(squares(white_pixel(20)), randoms_of("motion_blur"))
+    blurred = corruptions._motion_blur(squares(white_pixel(20)), generator_of("motion_blur"))
     np.testing.assert_allclose(blurred.sum(axis=(1, 2)), 1, atol=1e-3)
     weights = [np.exp(-(i**2) / 18) for i in range(21)]
-    angles = randoms_of("motion_blur").uniform(-np.pi / 4, np.pi / 4, 20)
+    angles = generator_of("motion_blur").uniform(-np.pi / 4, np.pi / 4, 20)
     for image, angle in zip(blurred, angles, strict=True):
         expected = np.zeros([28, 28])
         for i, weight in enumerate(weights):
@@ -138,15 +138,15 @@ def about_the_centre(name, number):
 @pytest.mark.parametrize(
     ("name", "parameter", "draw"),
     [
-        ("scale", "scale", lambda randoms, n: [1 / 0.7] * n),
-        ("shear", "shear", lambda randoms, n: randoms.uniform(-0.4, 0.4, n)),
-        ("rotate", "rotation", lambda randoms, n: randoms.uniform(-0.4, 0.4, n)),
-        ("translate", "translation", lambda randoms, n: randoms.uniform(-3, 3, (n, 2))),
+        ("scale", "scale", lambda generator, n: [1 / 0.7] * n),
+        ("shear", "shear", lambda generator, n: generator.uniform(-0.4, 0.4, n)),
+        ("rotate", "rotation", lambda generator, n: generator.uniform(-0.4, 0.4, n)),
+        ("translate", "translation", lambda generator, n: generator.uniform(-3, 3, (n, 2))),
     ],
 )
 def test_affine_corruptions_agree_with_skimage(name, parameter, draw, digits):
     corrupted = squares(corrupt(name, digits))
-    numbers = draw(randoms_of(name), len(digits))
+    numbers = draw(generator_of(name), len(digits))
     for image, number, found in zip(squares(digits), numbers, corrupted, strict=True):
         expected = transform.warp(image, about_the_centre(parameter, number), order=1)
         np.testing.assert_allclose(found, expected, atol=0.51 / 255)
@@ -245,7 +245,7 @@ def test_dotted_line_is_straight_and_dotted():
     assert lit.tolist() == [2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26]
     # The nearest pixel is half a pixel away at most: 1 + ln(1 - 0.5 / 2.3) = 0.755.
     assert (lines[:, :, lit].max(axis=1) > 0.75).all()
-    first, last = randoms_of("dotted_line").integers(27, size=(2, 300))
+    first, last = generator_of("dotted_line").integers(27, size=(2, 300))
     assert (first.min(), first.max(), last.min(), last.max()) == (0, 26, 0, 26)
     for column in lit:
         height = first + (last - first) * column / 27
@@ -255,8 +255,8 @@ def test_dotted_line_is_straight_and_dotted():
 
 def test_zigzag_peaks_2_pixels_from_its_straight_line():
     images = squares(corrupt("zigzag", np.zeros([600, 784])))
-    randoms = randoms_of("zigzag")
-    first, climb = randoms.integers(27, size=600), randoms.integers(-5, 5, size=600)
+    generator = generator_of("zigzag")
+    first, climb = generator.integers(27, size=600), generator.integers(-5, 5, size=600)
     level = (climb == 0) & (first >= 3) & (first <= 24)
     assert level.sum() > 20
     assert images[level][:, :, :27].any(axis=1).all()

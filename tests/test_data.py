@@ -1,26 +1,24 @@
 """The dataset and its batches, good and bad."""
 
-import gzip
 import hashlib
-import json
 import re
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import utils
+from lab import data
+from lab.training import batches
 
 
 @pytest.fixture
 def raw():
-    with np.load(utils.MNIST_FILE) as archive:
+    with np.load(data.MNIST_FILE) as archive:
         return dict(archive)
 
 
 def test_mnist_is_that_of_the_file_as_floats(raw):
-    (x_train, y_train), (x_test, y_test) = utils.load_mnist()
+    (x_train, y_train), (x_test, y_test) = data.load_mnist()
     for x, y, split in ((x_train, y_train, "train"), (x_test, y_test, "test")):
         assert x.dtype == np.float32
         assert np.issubdtype(y.dtype, np.integer)
@@ -31,8 +29,8 @@ def test_mnist_is_that_of_the_file_as_floats(raw):
 
 
 def test_validation_is_the_end_of_the_training_data():
-    (x_all, y_all), test_all = utils.load_mnist()
-    (x, y), test, (x_validation, y_validation) = utils.load_mnist(validation=5000)
+    (x_all, y_all), test_all = data.load_mnist()
+    (x, y), test, (x_validation, y_validation) = data.load_mnist(validation=5000)
     np.testing.assert_array_equal(x, x_all[:55_000])
     np.testing.assert_array_equal(y, y_all[:55_000])
     np.testing.assert_array_equal(x_validation, x_all[55_000:])
@@ -43,14 +41,14 @@ def test_validation_is_the_end_of_the_training_data():
 @pytest.mark.parametrize("validation", [-1, 60_000, 0.5, None])
 def test_bad_validation_is_named(validation):
     with pytest.raises(ValueError, match=f"validation must be .*not {validation}"):
-        utils.load_mnist(validation)
+        data.load_mnist(validation)
 
 
 def test_readme_of_the_data_lists_the_checksums(raw):
-    text = (utils.MNIST_FILE.parent / "README.md").read_text()
+    text = (data.MNIST_FILE.parent / "README.md").read_text()
     for name, array in raw.items():
         assert hashlib.sha256(array.tobytes()).hexdigest() in text, name
-    assert hashlib.sha256(utils.MNIST_FILE.read_bytes()).hexdigest() in text
+    assert hashlib.sha256(data.MNIST_FILE.read_bytes()).hexdigest() in text
 
 
 def write_nothing(path, raw):
@@ -58,11 +56,11 @@ def write_nothing(path, raw):
 
 
 def write_truncated(path, raw):
-    path.write_bytes(utils.MNIST_FILE.read_bytes()[:1_000_000])
+    path.write_bytes(data.MNIST_FILE.read_bytes()[:1_000_000])
 
 
 def write_damaged(path, raw):
-    damaged = bytearray(utils.MNIST_FILE.read_bytes())
+    damaged = bytearray(data.MNIST_FILE.read_bytes())
     damaged[5_000_000:5_000_100] = bytes(100)
     path.write_bytes(damaged)
 
@@ -95,9 +93,9 @@ def write_one_pixel_changed(path, raw):
 def test_bad_file_is_named_with_the_mend(write, message, raw, tmp_path, monkeypatch):
     path = tmp_path / "mnist.npz"
     write(path, raw)
-    monkeypatch.setattr(utils, "MNIST_FILE", path)
+    monkeypatch.setattr(data, "MNIST_FILE", path)
     with pytest.raises(ValueError, match=f"(?s){message}.*git checkout") as error:
-        utils.load_mnist()
+        data.load_mnist()
     assert re.search(re.escape(str(path)), str(error.value))
 
 
@@ -110,7 +108,7 @@ def read(dataset):
 
 
 def test_batches_keep_the_order():
-    dataset = utils.batches(X, Y, 5)
+    dataset = batches(X, Y, 5)
     assert len(dataset) == 4
     for number, (x, y) in enumerate(read(dataset)):
         np.testing.assert_array_equal(x, X[5 * number : 5 * number + 5])
@@ -119,23 +117,23 @@ def test_batches_keep_the_order():
 
 def test_batches_reshuffle_everything_by_the_order_seed():
     order_seed = tf.Variable([3, 0])
-    dataset = utils.batches(X, Y, 5, order_seed)
+    dataset = batches(X, Y, 5, order_seed)
     assert len(dataset) == 4
     orders = []
     for epoch in range(3):
         order_seed.assign([3, epoch])
-        batches = read(dataset)
-        orders.append(np.concatenate([y for _, y in batches]))
+        pairs = read(dataset)
+        orders.append(np.concatenate([y for _, y in pairs]))
         np.testing.assert_array_equal(np.sort(orders[-1]), Y)
-        np.testing.assert_array_equal(np.concatenate([x for x, _ in batches]), X[orders[-1]])
+        np.testing.assert_array_equal(np.concatenate([x for x, _ in pairs]), X[orders[-1]])
     assert not np.array_equal(orders[0], orders[1])
     assert not np.array_equal(orders[1], orders[2])
-    again = np.concatenate([y for _, y in read(utils.batches(X, Y, 5, [3, 0]))])
+    again = np.concatenate([y for _, y in read(batches(X, Y, 5, [3, 0]))])
     np.testing.assert_array_equal(again, orders[0])
 
 
 def test_batches_in_random_order_leave_out_what_fills_no_batch():
-    labels = np.concatenate([y for _, y in read(utils.batches(X, Y, 7, [3, 0]))])
+    labels = np.concatenate([y for _, y in read(batches(X, Y, 7, [3, 0]))])
     assert len(labels) == len(set(labels)) == 14
 
 
@@ -143,40 +141,14 @@ def test_batches_in_random_order_leave_out_what_fills_no_batch():
 @pytest.mark.parametrize("size", [0, -5, 21])
 def test_bad_batch_size_is_named(size, order_seed):
     with pytest.raises(ValueError, match=f"batch_size is {size}; make it 1 to 20"):
-        utils.batches(X, Y, size, order_seed)
+        batches(X, Y, size, order_seed)
 
 
 def test_batch_size_must_divide_the_samples_that_keep_their_order():
     with pytest.raises(ValueError, match="batch_size 7 doesn't divide the 20 samples"):
-        utils.batches(X, Y, 7)
+        batches(X, Y, 7)
 
 
 def test_batches_of_different_lengths_are_named():
     with pytest.raises(ValueError, match="x has 20 samples and y has 19"):
-        utils.batches(X, Y[:19], 5)
-
-
-def test_notebook_08_reads_fashion_mnist_as_keras_keeps_it(tmp_path, monkeypatch):
-    folder = tmp_path / "datasets" / "fashion-mnist"
-    folder.mkdir(parents=True)
-    for name, labels in (("train", [7, 8, 9]), ("t10k", [6])):
-        images = np.full([len(labels), 28, 28], 128, "uint8")
-        contents = {
-            "labels-idx1": bytes(8) + bytes(labels),
-            "images-idx3": bytes(16) + images.tobytes(),
-        }
-        for kind, content in contents.items():
-            with gzip.open(folder / f"{name}-{kind}-ubyte.gz", "wb") as file:
-                file.write(content)
-    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))
-    book = json.loads((utils.ROOT / "notebooks" / "08_generality.ipynb").read_text())
-    (cell,) = [c for c in book["cells"] if "def load_images" in "".join(c["source"])]
-    namespace = {"keras": keras, "np": np, "utils": utils}
-    exec("".join(cell["source"]), namespace)
-    (x, labels), (x_test, labels_test) = namespace["load_images"]("fashion_mnist")
-    assert x.dtype == np.float32
-    assert x.shape == (3, 28, 28, 1)
-    assert x_test.shape == (1, 28, 28, 1)
-    assert labels.tolist() == [7, 8, 9]
-    assert labels_test.tolist() == [6]
-    np.testing.assert_allclose(x[1], 128 / 255)
+        batches(X, Y[:19], 5)

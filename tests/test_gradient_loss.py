@@ -10,8 +10,8 @@ from utils import get_gradient_loss_fn
 BATCH, PIXELS, HIDDEN, CLASSES = 5, 7, 6, 10
 
 
-def softmax_mse_terms(parameters, x, y):
-    """The mean squares of ∂S/∂x and ∂S/∂y for a ReLU-softmax network and S = MSE, by hand."""
+def softmax_mse_gradients(parameters, x, y):
+    """∂S/∂x and ∂S/∂y for a ReLU-softmax network and S = MSE, by hand."""
     kernel_1, bias_1, kernel_2, bias_2 = parameters
     hidden = np.maximum(x @ kernel_1 + bias_1, 0)
     logits = hidden @ kernel_2 + bias_2
@@ -20,7 +20,16 @@ def softmax_mse_terms(parameters, x, y):
     gradient_p = -gradient_y
     gradient_logits = p * (gradient_p - (gradient_p * p).sum(axis=1, keepdims=True))
     gradient_x = ((gradient_logits @ kernel_2.T) * (hidden > 0)) @ kernel_1.T
-    return np.mean(gradient_x**2), np.mean(gradient_y**2)
+    return gradient_x, gradient_y
+
+
+def softmax_mse_terms(parameters, x, y):
+    return [np.mean(gradient**2) for gradient in softmax_mse_gradients(parameters, x, y)]
+
+
+def squared_norm(gradient, p):
+    """The mean over the batch of the squared p-norm, each with a mean in place of its sum."""
+    return np.mean([np.mean(np.abs(row) ** p) ** (2 / p) for row in gradient])
 
 
 @pytest.fixture
@@ -62,9 +71,46 @@ def test_softmax_mse_network_equals_closed_form(network, weights, compiled):
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
-def test_gradient_with_respect_to_the_parameters_equals_finite_differences(network):
+@pytest.mark.parametrize("norms", [(1, 2), (2, 1), (1, 1), (2, 2)])
+@pytest.mark.parametrize("compiled", ["eager", "graph", "xla"])
+def test_both_norms_equal_the_closed_form(network, norms, compiled):
     model, x, y = network
-    gradient_loss = get_gradient_loss_fn(mse_of(model), (3.0, 0.5))
+    gradient_loss = get_gradient_loss_fn(mse_of(model), (0.3, 2.0), norms)
+    if compiled != "eager":
+        gradient_loss = tf.function(gradient_loss, jit_compile=compiled == "xla")
+    gradients = softmax_mse_gradients(model.get_weights(), x, y)
+    x_term, y_term = (squared_norm(g, p) for g, p in zip(gradients, norms, strict=True))
+    actual = gradient_loss((tf.constant(x), tf.constant(y)))
+    assert actual.dtype == tf.float64
+    np.testing.assert_allclose(actual, 0.3 * x_term + 2.0 * y_term, rtol=1e-6)
+
+
+def test_a_sum_of_absolute_values_becomes_a_mean_by_the_square_of_the_number_of_elements(network):
+    model, x, y = network
+    gradient, _ = softmax_mse_gradients(model.get_weights(), x, y)
+    expected = 0.006 * np.mean(np.abs(gradient).sum(axis=1) ** 2)
+    weights = (0.006 * PIXELS**2, 0.0)
+    actual = get_gradient_loss_fn(mse_of(model), weights, (1, 2))((x, y))
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+def test_a_variable_is_a_weight_that_can_change(network):
+    model, x, y = network
+    x_term, y_term = softmax_mse_terms(model.get_weights(), x, y)
+    for weight in (tf.Variable(0.0), keras.Variable(0.0)):
+        gradient_loss = tf.function(
+            get_gradient_loss_fn(mse_of(model), (weight, 1.0)), jit_compile=True
+        )
+        for value in (0.0, 5.0):
+            weight.assign(value)
+            actual = gradient_loss((tf.constant(x), tf.constant(y)))
+            np.testing.assert_allclose(actual, value * x_term + y_term, rtol=1e-6)
+
+
+@pytest.mark.parametrize("norms", [(2, 2), (1, 2), (1, 1)])
+def test_gradient_with_respect_to_the_parameters_equals_finite_differences(network, norms):
+    model, x, y = network
+    gradient_loss = get_gradient_loss_fn(mse_of(model), (3.0, 0.5), norms)
     with tf.GradientTape() as tape:
         loss = gradient_loss((x, y))
     gradients = tape.gradient(loss, model.trainable_variables)
@@ -75,18 +121,19 @@ def test_gradient_with_respect_to_the_parameters_equals_finite_differences(netwo
             values = []
             for sign in (1, -1):
                 parameter[index] += sign * step
-                x_term, y_term = softmax_mse_terms(parameters, x, y)
+                gradients_at = softmax_mse_gradients(parameters, x, y)
+                x_term, y_term = map(squared_norm, gradients_at, norms)
                 parameter[index] -= sign * step
                 values.append(3.0 * x_term + 0.5 * y_term)
             expected = (values[0] - values[1]) / (2 * step)
             np.testing.assert_allclose(gradient.numpy()[index], expected, rtol=1e-5, atol=1e-9)
 
 
-def finite_difference_terms(function, tensors, step=1e-5):
-    """Mean squares of the central differences of a sum of per-sample losses, one per tensor."""
+def finite_difference_terms(function, tensors, step=1e-5, p=2):
+    """Squared p-norms of the central differences of a sum of per-sample losses, one per tensor."""
     terms = []
     for tensor in tensors:
-        squares = []
+        differences = []
         for index in np.ndindex(tensor.shape):
             original = tensor[index]
             tensor[index] = original + step
@@ -94,8 +141,8 @@ def finite_difference_terms(function, tensors, step=1e-5):
             tensor[index] = original - step
             below = function(*tensors)
             tensor[index] = original
-            squares.append(((above - below) / (2 * step)) ** 2)
-        terms.append(np.mean(squares))
+            differences.append((above - below) / (2 * step))
+        terms.append(squared_norm(np.reshape(differences, [len(tensor), -1]), p))
     return terms
 
 
@@ -133,6 +180,10 @@ def test_arbitrary_smooth_loss_on_nests_equals_finite_differences(nest, unnest, 
     np.testing.assert_allclose(unweighted, term_a + term_b, rtol=1e-6)
     weighted = get_gradient_loss_fn(loss_fn, weights)(nest(a, b))
     np.testing.assert_allclose(weighted, 0.7 * term_a + 1.9 * term_b, rtol=1e-6)
+    (term_b,) = finite_difference_terms(lambda b: smooth_sum(a, b), [b], p=1)
+    norms = keras.tree.map_structure(lambda weight: 2 if weight == 0.7 else 1, weights)
+    mixed = get_gradient_loss_fn(loss_fn, weights, norms)(nest(a, b))
+    np.testing.assert_allclose(mixed, 0.7 * term_a + 1.9 * term_b, rtol=1e-6)
 
 
 def test_single_tensor_equals_finite_differences():
@@ -189,11 +240,12 @@ def test_terms_of_different_precision_add_up_in_that_of_the_loss():
 
 def test_half_precision_does_not_underflow():
     inputs = tf.ones([2, 3], tf.float16)
-    loss = get_gradient_loss_fn(lambda z: tf.reduce_sum(z, 1) * tf.constant(1e-4, tf.float16))(
-        inputs
-    )
-    assert loss.dtype == tf.float32
-    np.testing.assert_allclose(loss, 1e-8, rtol=1e-2)
+    for norm in (1, 2):
+        loss = get_gradient_loss_fn(
+            lambda z: tf.reduce_sum(z, 1) * tf.constant(1e-4, tf.float16), norms=norm
+        )(inputs)
+        assert loss.dtype == tf.float32
+        np.testing.assert_allclose(loss, 1e-8, rtol=1e-2)
 
 
 X, Y = tf.ones([4, 3]), tf.ones([4, 2])
@@ -225,11 +277,24 @@ def test_bad_inputs_are_named(inputs, error, message):
         ({"image": float("inf")}, ValueError, r"weight of inputs\['image'\] is inf"),
         ((1.0, "2"), TypeError, r"weight of inputs\[1\] is '2'"),
         ((0.0, 0.0), ValueError, "nothing to minimise"),
+        ((tf.Variable([1.0, 2.0]), 1.0), TypeError, r"weight of inputs\[0\] is .*Variable"),
     ],
 )
 def test_bad_weights_are_named_before_any_use(weights, error, message):
     with pytest.raises(error, match=message):
         get_gradient_loss_fn(good_loss, weights)
+
+
+@pytest.mark.parametrize("norm", [0, 3, 1.5, -1, "1", None, True, float("inf")])
+def test_bad_norms_are_named_before_any_use(norm):
+    with pytest.raises(ValueError, match=r"norm of inputs(\[\'x\'\])?.* is .*; make it 1 or 2"):
+        get_gradient_loss_fn(good_loss, norms={"x": norm})
+
+
+@pytest.mark.parametrize("norms", [2, (1,), (1, 2, 1), {"x": 1, "y": 2}])
+def test_norms_that_do_not_fit_the_inputs_are_named(norms):
+    with pytest.raises(ValueError, match=r"norms don't fit.*inputs inputs\[0\], inputs\[1\]"):
+        get_gradient_loss_fn(good_loss, norms=norms)((X, Y))
 
 
 @pytest.mark.parametrize("weights", [1.0, (1.0,), (1.0, 1.0, 1.0), {"x": 1.0, "y": 1.0}])
@@ -262,3 +327,9 @@ def test_unknown_batch_size_works():
         input_signature=[(tf.TensorSpec([None, 3]), tf.TensorSpec([None, None]))],
     )
     np.testing.assert_allclose(gradient_loss((X, Y)), get_gradient_loss_fn(good_loss)((X, Y)))
+    measured_by = {"loss_fn": good_loss, "norms": (1, 1)}
+    unknown = tf.function(
+        get_gradient_loss_fn(**measured_by),
+        input_signature=[(tf.TensorSpec([None, 3]), tf.TensorSpec([None, None]))],
+    )
+    np.testing.assert_allclose(unknown((X, Y)), get_gradient_loss_fn(**measured_by)((X, Y)))

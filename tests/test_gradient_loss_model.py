@@ -26,8 +26,8 @@ def make_network(*extra_layers, **options):
     )
 
 
-def make_trainer(model=None, loss_fn=mean_squared_error, weights=None, **options):
-    trainer = GradientLossModel(model or make_network(), loss_fn, weights)
+def make_trainer(model=None, loss_fn=mean_squared_error, weights=None, norms=None, **options):
+    trainer = GradientLossModel(model or make_network(), loss_fn, weights, norms)
     trainer.compile("adam", metrics=["accuracy"], **options)
     return trainer
 
@@ -112,8 +112,37 @@ def test_validation_metrics_and_callbacks_work(tmp_path):
     np.testing.assert_allclose(validation["loss"], history["val_loss"][-1], rtol=1e-5)
 
 
-def test_saved_model_predicts_and_trains_on_as_before(tmp_path):
-    trainer = make_trainer(weights=(2.0, 1.0))
+def test_norms_reach_the_gradient_loss():
+    model = make_network()
+    trainer = GradientLossModel(model, mean_squared_error, (5.0, 1.0), (1, 2))
+    trainer.compile(keras.optimizers.SGD(0.0))
+    loss = trainer.fit(X, Y, batch_size=300, verbose=0).history["loss"]
+    x = tf.constant(X)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        p = model(x)
+        losses = tf.reduce_mean((Y - p) ** 2, axis=1)
+    x_term = np.mean(np.mean(np.abs(tape.gradient(losses, x)), axis=1) ** 2)
+    y_term = np.mean((2 / 4 * (Y - p.numpy())) ** 2)
+    np.testing.assert_allclose(loss, 5 * x_term + y_term, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [tf.Variable, keras.Variable])
+def test_a_callback_ramps_a_weight_which_is_not_trained(kind):
+    weight = kind(0.0)
+    ramp = keras.callbacks.LambdaCallback(lambda epoch, logs: weight.assign(3.0 * epoch))
+    trainer = make_trainer(weights=(weight, 0.0), jit_compile=True)
+    history = trainer.fit(X, Y, epochs=2, verbose=0, callbacks=[ramp]).history
+    assert history["loss"][0] == 0
+    assert history["loss"][1] > 0
+    assert float(weight.numpy()) == 3
+    assert len(trainer.trainable_variables) == 4
+
+
+@pytest.mark.parametrize("weight", [2.0, keras.Variable(2.0)])
+@pytest.mark.parametrize("norms", [None, (1, 2)])
+def test_saved_model_predicts_and_trains_on_as_before(tmp_path, weight, norms):
+    trainer = make_trainer(weights=(weight, 1.0), norms=norms)
     trainer.fit(X, Y, verbose=0, shuffle=False)
     trainer.save(tmp_path / "trainer.keras")
     loaded = keras.models.load_model(tmp_path / "trainer.keras")

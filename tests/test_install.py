@@ -1,7 +1,8 @@
-"""What can be wrong before anything is installed gets one clear line."""
+"""What can be wrong with an installation gets one clear line, and uv takes pip's indexes."""
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,23 +14,34 @@ IS_ITSELF = 'case "$2" in *_base_executable*) echo "$0"; exit ;; esac'
 
 
 @pytest.fixture
-def install(tmp_path):
+def run(tmp_path):
     """Run the installation in a copy of the project with a stand-in for Python."""
-    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    for name in ("scripts", "lab"):
+        shutil.copytree(ROOT / name, tmp_path / name)
     for name in ("requirements.txt", "constraints.txt", "pyproject.toml", "utils.py"):
         shutil.copy(ROOT / name, tmp_path)
 
-    def install(body):
+    def run(body, **environment):
         python = tmp_path / "python"
         python.write_text(f"#!/bin/sh\n{IS_ITSELF}\n{body}\n")
         python.chmod(0o755)
-        result = subprocess.run(
+        return subprocess.run(
             ["scripts/install.sh"],
             cwd=tmp_path,
-            env={"PATH": "/usr/bin:/bin", "PYTHON": str(python)},
+            env={"PATH": "/usr/bin:/bin", "PYTHON": str(python), **environment},
             capture_output=True,
             text=True,
         )
+
+    return run
+
+
+@pytest.fixture
+def install(run, tmp_path):
+    """Run an installation that must fail; return its complaint."""
+
+    def install(body):
+        result = run(body)
         assert result.returncode != 0
         assert not (tmp_path / ".venv" / "installed").exists()
         (line,) = result.stderr.splitlines()
@@ -63,3 +75,34 @@ def test_pip_fails(install, pip_says, message):
     chmod +x .venv/bin/python
 fi"""
     assert message in install(body)
+
+
+@pytest.mark.parametrize("uv_fails", [False, True])
+def test_uv_takes_the_indexes_that_pip_is_set_to_and_pip_stands_in_for_it(run, tmp_path, uv_fails):
+    scripts = {
+        "python": f"""case "$1" in -) exec {sys.executable} - ;; esac
+echo "$@" >>.venv/pip""",
+        "uv": f"""echo "$UV_DEFAULT_INDEX $UV_INDEX $UV_FIND_LINKS" >.venv/indexes
+exit {int(uv_fails)}""",
+    }
+    for name, script in scripts.items():
+        (tmp_path / f"stand-in-{name}").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / f"stand-in-{name}").chmod(0o755)
+    body = """if [ "$2" = venv ]; then
+    mkdir -p .venv/bin
+    for name in python uv; do cp stand-in-$name .venv/bin/$name; done
+fi"""
+    result = run(
+        body,
+        PIP_CONFIG_FILE="/dev/null",
+        PIP_INDEX_URL="https://index.example/simple",
+        PIP_EXTRA_INDEX_URL="https://one.example https://two.example",
+        PIP_FIND_LINKS="/wheels",
+    )
+    assert result.returncode == 0, result.stderr
+    indexes = (tmp_path / ".venv" / "indexes").read_text().split()
+    assert indexes[0] == "https://index.example/simple"
+    assert indexes[1:] == ["https://one.example", "https://two.example", "/wheels"]
+    pip = (tmp_path / ".venv" / "pip").read_text()
+    assert ("--requirement" in pip) == uv_fails
+    assert (tmp_path / ".venv" / "installed").exists()

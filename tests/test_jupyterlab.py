@@ -1,4 +1,4 @@
-"""Open JupyterLab in a browser, run a notebook from its menu, and see its figures."""
+"""Open JupyterLab in a browser: a run shows its figures, and opening alone changes nothing."""
 
 import contextlib
 import os
@@ -14,44 +14,73 @@ import nbformat
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 ROOT = Path(__file__).resolve().parent.parent
 BROWSER = next(filter(None, map(shutil.which, ["chromium", "google-chrome"])), None)
 DRIVER = shutil.which("chromedriver")
 TOKEN = "test"
+NOTEBOOK = "notebooks/01_mnist_gradient_loss.ipynb"
 
 pytestmark = pytest.mark.skipif(
     not (BROWSER and DRIVER), reason="no Chromium with its driver: apt install chromium-driver"
 )
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("lab")
+
+
 @pytest.fixture
-def notebook(tmp_path):
+def notebook(folder):
     """A copy of notebook 01 without outputs, and so short that one waits for the browser only."""
-    shutil.copy(ROOT / "notebooks" / "figures.mplstyle", tmp_path)
-    book = nbformat.read(ROOT / "notebooks" / "01_mnist_gradient_loss.ipynb", as_version=4)
+    shutil.copy(ROOT / "notebooks" / "figures.mplstyle", folder)
+    book = nbformat.read(ROOT / NOTEBOOK, as_version=4)
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
         if "parameters" in cell.metadata.get("tags", []):
             cell.source += "\nepochs = 1"
-    nbformat.write(book, tmp_path / "copy.ipynb")
-    return tmp_path / "copy.ipynb"
+    nbformat.write(book, folder / "copy.ipynb")
+    return folder / "copy.ipynb"
 
 
 @pytest.fixture
-def lab(notebook, tmp_path):
-    """The address of a JupyterLab that is rooted in the notebook's folder."""
+def clone(folder):
+    """A git work tree with notebook 01 added, and the filter for it as in `make lab`."""
+    for name in ("Makefile", ".gitattributes", "scripts/run_metadata.txt", NOTEBOOK):
+        (folder / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / "clone" / name)
+    (folder / "clone" / ".venv").symlink_to(sys.prefix)
+    git(folder / "clone", "init", "--quiet")
+    subprocess.run(["make", "git-filter"], cwd=folder / "clone", check=True)
+    git(folder / "clone", "add", "notebooks")
+    (
+        folder / "clone" / NOTEBOOK
+    ).unlink()  # It may have been opened before; what was added is clean.
+    git(folder / "clone", "checkout", "--quiet", "notebooks")
+    return folder / "clone"
+
+
+def git(folder, *arguments):
+    return subprocess.check_output(["git", *arguments], cwd=folder, text=True)
+
+
+@pytest.fixture(scope="module")
+def lab(folder):
+    """The address of a JupyterLab that is rooted in the folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
-    command += [f"--notebook-dir={tmp_path}", f"--port={port}", "--ServerApp.port_retries=0"]
+    command += [f"--notebook-dir={folder}", f"--port={port}", "--ServerApp.port_retries=0"]
     command += [f"--IdentityProvider.token={TOKEN}", "--LabApp.news_url=", "--ip=127.0.0.1"]
-    folders = {f"JUPYTER_{name}_DIR": str(tmp_path / name) for name in ("CONFIG", "DATA")}
-    environment = {**os.environ, **folders, "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "spaces")}
-    with (tmp_path / "log").open("w") as log:
+    folders = {f"JUPYTER_{name}_DIR": str(folder / name) for name in ("CONFIG", "DATA")}
+    environment = {**os.environ, **folders, "JUPYTERLAB_WORKSPACES_DIR": str(folder / "spaces")}
+    environment["CLAIMS"] = "report"  # One epoch can't meet the claims of 20.
+    with (folder / "log").open("w") as log:
         server = subprocess.Popen(command, env=environment, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
@@ -62,8 +91,8 @@ def lab(notebook, tmp_path):
         server.wait(timeout=30)
 
 
-@pytest.fixture
-def browser(tmp_path):
+@pytest.fixture(scope="module")
+def browser(folder):
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     for argument in (
@@ -75,7 +104,7 @@ def browser(tmp_path):
         "--disable-sync",
         "--no-first-run",
         "--window-size=1400,1000",
-        f"--user-data-dir={tmp_path / 'browser'}",
+        f"--user-data-dir={folder / 'browser'}",
     ):
         options.add_argument(argument)
     driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
@@ -108,20 +137,26 @@ def click(browser, selector, text):
     WebDriverWait(browser, 60).until(find, f"no {text!r} to click").click()
 
 
+def open_notebook(lab, browser, path):
+    """Open a notebook, and it alone; return when its kernel is ready."""
+    browser.get(f"{lab}/lab/tree/{path}?token={TOKEN}&reset")
+    idle = "[data-status='idle'].jp-Notebook-ExecutionIndicator"
+    WebDriverWait(browser, 120).until(
+        lambda _: browser.find_elements(By.CSS_SELECTOR, idle), "no kernel"
+    )
+
+
 def executed(notebook):
     cells = nbformat.read(notebook, as_version=4).cells
     return [cell for cell in cells if cell.cell_type == "code"]
 
 
 def test_notebook_01_runs_from_the_menu_and_shows_its_figures(lab, browser, notebook):
-    browser.get(f"{lab}/lab/tree/{notebook.name}?token={TOKEN}")
-    wait = WebDriverWait(browser, 120)
-    idle = "[data-status='idle'].jp-Notebook-ExecutionIndicator"
-    wait.until(lambda _: browser.find_elements(By.CSS_SELECTOR, idle), "no kernel")
+    open_notebook(lab, browser, notebook.name)
     click(browser, ".lm-MenuBar-item", "Run")
     click(browser, ".lm-Menu-item", "Run All Cells")
     lines = ".jp-OutputArea-output pre"
-    wait.until(
+    WebDriverWait(browser, 120).until(
         lambda _: [
             element
             for element in browser.find_elements(By.CSS_SELECTOR, lines)
@@ -154,3 +189,17 @@ def figures_shown(browser):
             if int(image.get_attribute("naturalWidth")) > 100:
                 shown.add(image.get_attribute("src"))
     return shown
+
+
+def test_opening_and_saving_a_notebook_changes_nothing_for_git(lab, browser, clone):
+    notebook = clone / NOTEBOOK
+    before = notebook.read_bytes()
+    open_notebook(lab, browser, notebook.relative_to(clone.parent))
+
+    def changed():  # One save may come too early: a kernel is idle before it has described itself.
+        keys = webdriver.ActionChains(browser)
+        keys.key_down(Keys.CONTROL).send_keys("s").key_up(Keys.CONTROL).perform()
+        return notebook.read_bytes() != before
+
+    wait_for(changed, 60, "JupyterLab wrote nothing of its own")
+    assert not git(clone, "diff", "notebooks")

@@ -1,11 +1,12 @@
 """What the README says is so: its examples run, its numbers and links exist."""
 
-import contextlib
-import io
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -13,17 +14,38 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_examples_run_one_after_the_other(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # One of them saves a model.
-    namespace = {}
-    examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+def run_python(folder, program, *options):
+    (folder / "program.py").write_text(program)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, *options, "program.py"]
+    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_the_examples_run_with_nothing_but_a_copy_of_utils(tmp_path):
+    shutil.copy(ROOT / "utils.py", tmp_path / "gradient_loss.py")
+    examples = [example for example in EXAMPLES if "import lab" not in example]
     assert len(examples[0].splitlines()) <= 12
-    with contextlib.redirect_stdout(io.StringIO()):
-        for example in examples:
-            exec(example, namespace)
-    assert namespace["loss"].shape == ()
+    assert "load_model" in examples[-1]
+    # Without site, which puts this repository on the path, but with the packages beside it.
+    start = f"import sys\nsys.path.append({sysconfig.get_path('purelib')!r})\n"
+    end = """
+import importlib.util
+assert importlib.util.find_spec("utils") is importlib.util.find_spec("lab") is None
+assert loss.shape == ()
+assert type(trainer).__module__ == "gradient_loss"
+assert trainer.get_config()["weights"][0]["camera"] == 0.0
+"""
+    run_python(tmp_path, start + "\n".join(examples) + end, "-S")
+
+
+def test_the_example_of_many_runs_prints_its_table(tmp_path):
+    (example,) = [example for example in EXAMPLES if "import lab" in example]
+    assert re.search(r"1\.0 +0\.\d+\n100\.0 +0\.\d+", run_python(tmp_path, example))
 
 
 def test_results_are_those_of_the_committed_figures():

@@ -1,16 +1,20 @@
 """Figures, intervals and claims."""
 
+import math
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
-import utils
+from lab import reporting
+from lab.reporting import LOOKS, Claims, draw_mean
 
 
 def test_half_width_is_that_of_the_table_of_students_t():
     # For 4 degrees of freedom the table says 2.776; the standard error is sqrt(2.5 / 5).
-    np.testing.assert_allclose(utils.half_width([1, 2, 3, 4, 5]), 2.776 * 0.5**0.5, rtol=1e-3)
+    np.testing.assert_allclose(reporting.half_width([1, 2, 3, 4, 5]), 2.776 * 0.5**0.5, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -23,53 +27,121 @@ def test_half_width_is_that_of_the_table_of_students_t():
     ],
 )
 def test_plus_minus_writes_the_interval(values, digits, expected):
-    assert utils.plus_minus(pd.Series(values), digits) == expected
+    assert reporting.plus_minus(pd.Series(values), digits) == expected
+
+
+def three_standard_errors(n):
+    """The t-quantile with the p of three standard errors of a normal distribution, by bisection."""
+    p = math.erfc(3 / math.sqrt(2)) / 2
+    low, high = 3.0, 300.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if stats.t.sf(middle, n - 1) > p else (low, middle)
+    return low
+
+
+def test_the_level_is_that_of_three_standard_errors():
+    # From a table: 6.62 with 5 values, 4.09 with 10, 3 with very many.
+    np.testing.assert_allclose(three_standard_errors(5), 6.62, atol=0.01)
+    np.testing.assert_allclose(three_standard_errors(10), 4.09, atol=0.01)
+    for n in (2, 5, 10, 1000):
+        values = np.random.default_rng(n).normal(size=n)
+        edge = values.mean() - three_standard_errors(n) * values.std(ddof=1) / n**0.5
+        assert reporting._is_above(values, edge - 1e-6)
+        assert not reporting._is_above(values, edge + 1e-6)
 
 
 @pytest.mark.parametrize(
     ("differences", "expected"),
-    [([3, 4, 5], "ahead"), ([-3, -4, -5], "behind"), ([1, 4, 7], "–"), ([-1, -4, -7], "–")],
+    [([9, 10, 11], "–"), ([99, 100, 101], "ahead"), ([-99, -100, -101], "behind")],
 )
 def test_verdict_takes_three_standard_errors(differences, expected):
-    # Standard errors 0.58 and 1.73: three of them are 1.7, less than 4, and 5.2, more.
-    assert utils.verdict(pd.Series(differences)) == expected
+    # With three values the quantile is 19.2 and the standard error 0.577, so 11.1 is the limit.
+    assert reporting.verdict(pd.Series(differences)) == expected
 
 
-@pytest.mark.parametrize(
-    ("threshold", "expected"), [(0.87, True), (0.89, False), (3.1, False), (-9, True)]
-)
-def test_exceeds_takes_three_standard_errors(threshold, expected):
-    # Mean 3, standard error sqrt(0.5), so the bound is 0.879.
-    assert utils.exceeds(pd.Series([1, 2, 3, 4, 5]), threshold) is expected
+def failed(*claims):
+    """The texts of the claims that fail, each a method of Claims with its arguments."""
+    checked = Claims()
+    for method, *arguments in claims:
+        getattr(checked, method)(*arguments)
+    try:
+        checked.check()
+    except AssertionError as error:
+        return str(error).removeprefix("These claims do not hold: ").split("; ")
+    return []
 
 
-@pytest.mark.parametrize(("margin", "expected"), [(5.2, True), (5.0, False), (3.0, False)])
-def test_within_is_two_sided(margin, expected):
-    # Mean ±3, standard error sqrt(0.5), so the bound is 5.12.
-    assert utils.within([1, 2, 3, 4, 5], margin) is expected
-    assert utils.within([-1, -2, -3, -4, -5], margin) is expected
+# The mean is 3, the standard error sqrt(0.5) and the quantile 6.62: 3 ± 4.68.
+VALUES = pd.Series([1, 2, 3, 4, 5])
 
 
-def test_exceeds_is_false_for_nan_and_needs_two_values():
-    assert not utils.exceeds([1, np.nan], 0)
+def test_above_below_and_within_leave_room_for_the_interval():
+    assert failed(
+        ("above", VALUES, -1.69, "a {}"),
+        ("above", VALUES, -1.67, "b {}"),
+        ("below", VALUES, 7.69, "c {}"),
+        ("below", VALUES, 7.67, "d {}"),
+        ("within", VALUES, 7.69, "e {}"),
+        ("within", VALUES, 7.67, "f {}"),
+        ("within", -VALUES, 7.69, "g {}"),
+        ("within", -VALUES, 7.67, "h {}"),
+        ("above", [1, np.nan], 0, "i"),
+    ) == ["b -1.67", "d 7.67", "f 7.67", "h 7.67", "i"]
+
+
+def test_a_single_number_is_compared_as_it_is():
+    assert failed(
+        ("above", 3, 2.9, "a"),
+        ("above", 3, 3, "b {}"),
+        ("below", 3, 3.1, "c"),
+        ("below", 3, 3, "d"),
+    ) == ["b 3", "d"]
+
+
+def test_one_seed_has_no_standard_error():
     with pytest.raises(ValueError, match="at least two values, not 1"):
-        utils.exceeds([1], 0)
+        Claims().above([1], 0, "a")
 
 
-def test_claims_that_hold_are_printed(capsys):
-    utils.check_claims({"water is wet (always)": np.bool_(True)})
-    assert capsys.readouterr().out == "PASS water is wet (always)\n"
+def test_claims_that_hold_are_printed_with_their_threshold(capsys):
+    claims = Claims()
+    claims.above(VALUES, -10, "water is above {} degrees")
+    claims.holds(np.bool_(True), "and wet")
+    claims.check()
+    assert capsys.readouterr().out == "PASS water is above -10 degrees\nPASS and wet\n"
 
 
-def test_claim_that_fails_raises_and_is_named(capsys):
-    with pytest.raises(AssertionError, match="pigs fly"):
-        utils.check_claims({"water is wet": True, "pigs fly": False})
+def test_a_claim_that_fails_raises_and_is_named(capsys):
+    assert failed(("holds", True, "water is wet"), ("holds", False, "pigs fly")) == ["pigs fly"]
     assert capsys.readouterr().out == "PASS water is wet\nNOT MET pigs fly\n"
 
 
-def test_claims_are_not_enforced_with_other_parameters_but_said(capsys):
-    utils.check_claims({"water is wet": True, "pigs fly": False}, enforce=False)
+def test_claims_are_only_reported_if_the_runner_says_so(capsys, monkeypatch):
+    monkeypatch.setenv("CLAIMS", "report")
+    assert failed(("holds", True, "water is wet"), ("holds", False, "pigs fly")) == []
     assert "NOT MET pigs fly\n" in capsys.readouterr().out
+
+
+def test_a_mean_is_drawn_with_its_interval_either_way():
+    table = pd.DataFrame({"epoch": [1] * 5 + [2] * 5, "accuracy": [1, 2, 3, 4, 5, 2, 3, 4, 5, 6]})
+    groups, half = table.groupby("epoch")["accuracy"], 2.776 * 0.5**0.5
+    figure, (upright, lying, band) = plt.subplots(1, 3)
+    draw_mean(upright, groups, **LOOKS["gradient loss"])
+    draw_mean(lying, groups, [10, 20], horizontal=True)
+    draw_mean(band, groups, band=True, color="red")
+    (points,) = upright.containers
+    np.testing.assert_allclose(points[0].get_xydata(), [[1, 3], [2, 4]])
+    np.testing.assert_allclose(points[2][0].get_segments()[0], [[1, 3 - half], [1, 3 + half]], 1e-3)
+    (points,) = lying.containers
+    np.testing.assert_allclose(points[0].get_xydata(), [[3, 10], [4, 20]])
+    np.testing.assert_allclose(
+        points[2][0].get_segments()[1], [[4 - half, 20], [4 + half, 20]], 1e-3
+    )
+    np.testing.assert_allclose(band.lines[0].get_xydata(), [[1, 3], [2, 4]])
+    edges = band.collections[0].get_paths()[0].vertices
+    np.testing.assert_allclose([edges[:, 1].min(), edges[:, 1].max()], [3 - half, 4 + half], 1e-3)
+    plt.close(figure)
 
 
 def test_figure_is_saved_with_its_numbers_and_reproducibly(tmp_path, monkeypatch):
@@ -79,7 +151,7 @@ def test_figure_is_saved_with_its_numbers_and_reproducibly(tmp_path, monkeypatch
     contents = []
     for folder in (tmp_path / "a", tmp_path / "b"):
         monkeypatch.setenv("FIGURES", str(folder))
-        utils.save_figure(figure, "01_test", table)
+        reporting.save_figure(figure, "01_test", table)
         assert (folder / "01_test.csv").read_text() == "epoch,loss\n1,0.1\n2,0.333333\n"
         contents.append((folder / "01_test.png").read_bytes())
     assert contents[0] == contents[1]

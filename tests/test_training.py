@@ -7,17 +7,17 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from cells import define
 from keras.losses import mean_squared_error
 
-import sweeps
-import training
-import utils
+from lab import training
+from utils import gradient_loss_objective, loss_objective
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.random([210, 12]).astype("float32")
 Y = np.eye(4, dtype="float32")[RANDOM.integers(4, size=210)]
-PLAIN = utils.loss_objective(mean_squared_error)
-GRADIENT_LOSS = utils.gradient_loss_objective(mean_squared_error)
+PLAIN = loss_objective(mean_squared_error)
+GRADIENT_LOSS = gradient_loss_objective(mean_squared_error)
 
 
 def network():
@@ -32,7 +32,7 @@ def network():
 
 def train(objective=GRADIENT_LOSS, x=X, y=Y, seed=3, **options):
     options = {"epochs": 2, "batch_size": 50, "jit_compile": False, **options}
-    return utils.train(network, objective, x, y, seed, **options)
+    return training.train(network, objective, x, y, seed, **options)
 
 
 def weights(run):
@@ -102,62 +102,55 @@ def network_with_dropout():
 )
 def test_a_program_that_is_used_again_changes_nothing(network, jit_compile):
     def run(seed, x):
-        return utils.train(
+        return training.train(
             network, GRADIENT_LOSS, x, Y, seed, epochs=2, batch_size=50,
             validation_data=(x, Y), loss="mse", jit_compile=jit_compile,
         )  # fmt: skip
 
     first = run(3, X)
-    trainer = training._compiled.last[0][1]
+    trainer = training._programs[0][1]
     before = weights(first)
     again = run(4, X[::-1])
-    assert training._compiled.last[0][1] is trainer
+    assert training._programs[0][1] is trainer
     np.testing.assert_array_equal(weights(first), before)
-    training._compiled.last.clear()
+    training._programs.clear()
     anew = run(4, X[::-1])
-    assert training._compiled.last[0][1] is not trainer
+    assert training._programs[0][1] is not trainer
     np.testing.assert_array_equal(weights(again), weights(anew))
     assert again.history == anew.history
 
 
-def test_matched_runs_are_those_of_train(monkeypatch):
-    def sweep(function, settings):
-        return [function(**setting) for setting in settings]
-
-    monkeypatch.setattr(training, "sweep", sweep)
-    objectives = {"plain": PLAIN, "gradient loss": GRADIENT_LOSS}
-    options = {"epochs": 2, "batch_size": 50, "jit_compile": False}
-    runs = utils.train_matched(objectives, 2, network=network, x=X, y=Y, **options)
-    assert runs.index.names == ["objective", "seed"]
-    assert len(runs) == 4
-    for (name, seed), run in runs.items():
-        expected = train(objectives[name], seed=seed)
-        np.testing.assert_array_equal(weights(run), weights(expected))
-
-
-def test_training_in_this_process_does_not_change_the_key_of_a_run():
-    def last_loss(seed):
-        return train(seed=seed, epochs=1).history["loss"][-1]
-
-    training._compiled.last.clear()
-    key = sweeps._key(last_loss, {"seed": 0}, {})
-    last_loss(0)
-    assert training._compiled.last
-    assert sweeps._key(last_loss, {"seed": 0}, {}) == key
-
-
+SCALED = """
 FACTOR = 1.0
+def scaled(model, x, y):
+    return FACTOR * gradient_loss(model, x, y)
+"""
 
 
-def objective_with_a_global_variable(model, x, y):
-    return FACTOR * GRADIENT_LOSS(model, x, y)
-
-
-def test_a_program_is_not_used_again_for_an_objective_that_changed(monkeypatch):
-    once = train(objective_with_a_global_variable)
-    monkeypatch.setitem(globals(), "FACTOR", 2.0)
-    twice = train(objective_with_a_global_variable)
+def test_a_program_is_not_used_again_for_an_objective_that_changed():
+    scaled = define(SCALED, "scaled")
+    vars_of_notebook = scaled.__globals__
+    vars_of_notebook["gradient_loss"] = GRADIENT_LOSS
+    once = train(scaled)
+    program = training._programs[0][1]
+    train(scaled)
+    assert training._programs[0][1] is program
+    vars_of_notebook["FACTOR"] = 2.0
+    twice = train(scaled)
     np.testing.assert_allclose(twice.history["loss"][0] / once.history["loss"][0], 2, rtol=0.01)
+
+
+def test_a_program_is_not_used_again_with_another_variable():
+    def final_loss(weight):
+        class Stop(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch, logs=None):
+                weight.assign(0)
+
+        objective = gradient_loss_objective(mean_squared_error, (weight, 0.0))
+        return train(objective, callbacks=[Stop()]).history["loss"][-1]
+
+    for kind in (tf.Variable, keras.Variable):
+        assert final_loss(kind(1.0)) == final_loss(kind(1.0)) == 0
 
 
 def test_a_program_is_not_used_again_after_an_interruption():
@@ -185,15 +178,15 @@ class Unbuilt(keras.Model):
 
 
 def test_an_objective_and_a_network_of_ones_own():
-    factor = tf.Variable(1.0)  # It has no fingerprint.
+    factor = tf.Variable(1.0)  # No program is used again with a variable: the next may differ.
 
     def objective(model, x, y):
         return factor * PLAIN(model, x, y)
 
-    run = utils.train(Unbuilt, objective, X, Y, 0, epochs=2, batch_size=50)
+    run = training.train(Unbuilt, objective, X, Y, 0, epochs=2, batch_size=50)
     assert run.history["loss"][1] < run.history["loss"][0]
     factor.assign(0)
-    still = utils.train(Unbuilt, objective, X, Y, 0, epochs=2, batch_size=50)
+    still = training.train(Unbuilt, objective, X, Y, 0, epochs=2, batch_size=50)
     assert still.history["loss"] == [0, 0]
 
 

@@ -1,4 +1,4 @@
-"""The 15 corruptions of MNIST-C: digits as a careless world may show them."""
+"""The 15 corruptions of MNIST-C, made from clean digits or read from the published files."""
 
 import itertools
 from pathlib import Path
@@ -7,12 +7,14 @@ import numpy as np
 from scipy import ndimage
 from skimage import feature, transform, util
 
-MNIST_C = Path(__file__).resolve().parent / "data" / "mnist_c"
+from lab.data import ROOT
+
+MNIST_C = ROOT / "data" / "mnist_c"
 SIDE = 28
 CENTRE = (SIDE - 1) / 2
 
 
-def corrupt(name, images, seed=0):
+def corrupt(name: str, images: np.ndarray, seed: int = 0) -> np.ndarray:
     """Corrupt MNIST digits in one of the ways of MNIST-C, at the strength of that benchmark.
 
     What each does, and how strongly, is from N. Mu & J. Gilmer, "MNIST-C: A robustness benchmark
@@ -36,14 +38,14 @@ def corrupt(name, images, seed=0):
         raise ValueError(f"There is no corruption {name!r}; choose of {', '.join(CORRUPTIONS)}.")
     images = np.asarray(images)
     _check(images)
-    randoms = np.random.default_rng([seed, CORRUPTIONS.index(name)])
+    generator = np.random.default_rng([seed, CORRUPTIONS.index(name)])
     stack = images.reshape(-1, SIDE, SIDE).astype("float32")
-    corrupted = np.clip(_FUNCTIONS[name](stack, randoms), 0, 1)
+    corrupted = np.clip(_FUNCTIONS[name](stack, generator), 0, 1)
     # The benchmark stores bytes.
     return np.rint(corrupted * 255).astype("float32").reshape(images.shape) / 255
 
 
-def load_mnist_c(folder=MNIST_C):
+def load_mnist_c(folder: str | Path = MNIST_C) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Load the published MNIST-C. No network is used: `make mnist-c` downloads it beforehand.
 
     Args:
@@ -103,15 +105,15 @@ def _check(images):
 # corrupted images in the same shape, which `corrupt` clips to [0, 1].
 
 
-def _shot_noise(images, randoms):
-    return randoms.poisson(3 * images) / 3
+def _shot_noise(images, generator):
+    return generator.poisson(3 * images) / 3
 
 
-def _impulse_noise(images, randoms):
-    return util.random_noise(images, mode="s&p", rng=randoms, amount=0.17)
+def _impulse_noise(images, generator):
+    return util.random_noise(images, mode="s&p", rng=generator, amount=0.17)
 
 
-def _glass_blur(images, randoms):
+def _glass_blur(images, generator):
     """The neighbour is the one above, to the left, or both; the last pixel is the first to swap."""
     everyone = np.arange(len(images))
     pixels = np.ascontiguousarray(_gaussian_blur(images, 0.7).reshape(len(images), -1).T)
@@ -120,15 +122,15 @@ def _glass_blur(images, randoms):
     inner = [(row, column) for row in range(27, 1, -1) for column in range(27, 1, -1)]
     for row, column in 2 * inner:
         here = row * SIDE + column
-        there = here - steps[randoms.integers(8, size=len(images), dtype=np.uint8)]
+        there = here - steps[generator.integers(8, size=len(images), dtype=np.uint8)]
         ours, theirs = pixels[here].copy(), pixels[there, everyone]
         pixels[here], pixels[there, everyone] = theirs, ours
     return _gaussian_blur(pixels.T.reshape(images.shape), 0.7)
 
 
-def _motion_blur(images, randoms):
+def _motion_blur(images, generator):
     """One-sided, as ImageMagick's: the nearest pixels along a ray, weighted by half a bell."""
-    angle = randoms.uniform(-np.pi / 4, np.pi / 4, (len(images), 1, 1))
+    angle = generator.uniform(-np.pi / 4, np.pi / 4, (len(images), 1, 1))
     distances = np.arange(21)
     weights = np.exp(-(distances**2) / (2 * 3**2))
     each = np.arange(len(images))[:, None, None]
@@ -141,69 +143,69 @@ def _motion_blur(images, randoms):
     return blurred
 
 
-def _shear(images, randoms):
+def _shear(images, generator):
     """The number is taken as the angle, in radians, by which columns lean."""
-    angles = randoms.uniform(-0.4, 0.4, len(images))
+    angles = generator.uniform(-0.4, 0.4, len(images))
     return _warp(images, [transform.AffineTransform(shear=angle) for angle in angles])
 
 
-def _scale(images, randoms):
+def _scale(images, generator):
     return _warp(images, [transform.AffineTransform(scale=1 / 0.7)] * len(images))
 
 
-def _rotate(images, randoms):
-    angles = randoms.uniform(-0.4, 0.4, len(images))
+def _rotate(images, generator):
+    angles = generator.uniform(-0.4, 0.4, len(images))
     return _warp(images, [transform.AffineTransform(rotation=angle) for angle in angles])
 
 
-def _brightness(images, randoms):
+def _brightness(images, generator):
     return images + 0.5
 
 
-def _translate(images, randoms):
-    shifts = randoms.uniform(-3, 3, (len(images), 2))
+def _translate(images, generator):
+    shifts = generator.uniform(-3, 3, (len(images), 2))
     return _warp(images, [transform.AffineTransform(translation=shift) for shift in shifts])
 
 
-def _stripe(images, randoms):
+def _stripe(images, generator):
     inverted = np.zeros(SIDE, bool)
     inverted[:7] = inverted[21:] = True
     return np.where(inverted, 1 - images, images)
 
 
-def _fog(images, randoms):
+def _fog(images, generator):
     strength = 3
     brightest = images.max(axis=(1, 2), keepdims=True)
-    fog = strength * _plasma(len(images), randoms)
+    fog = strength * _plasma(len(images), generator)
     return (images + fog) * brightest / (brightest + strength)
 
 
-def _spatter(images, randoms):
+def _spatter(images, generator):
     """The drops are opaque mud of grey 63/255, which is what the benchmark does at this strength.
 
     Its strength of 1.5 is how far the drops are blurred; where less than 0.8 is left, none is seen.
     """
-    noise = np.float32(0.65) + np.float32(0.3) * randoms.standard_normal(images.shape, "float32")
+    noise = np.float32(0.65) + np.float32(0.3) * generator.standard_normal(images.shape, "float32")
     drops = (_gaussian_blur(noise, 1) > 0.65).astype("float32")
     drops = _gaussian_blur(drops, 1.5)
     drops[drops < 0.8] = 0
     return images * (1 - drops) + drops * np.float32(63 / 255)
 
 
-def _dotted_line(images, randoms):
+def _dotted_line(images, generator):
     """The dots are 2 pixels long and 2 apart, from the third column on."""
-    first, last = randoms.integers(SIDE - 1, size=(2, len(images)))
+    first, last = generator.integers(SIDE - 1, size=(2, len(images)))
     line = _line(np.zeros(len(images)), first, np.full(len(images), SIDE - 1), last)
     return images + line * (np.arange(SIDE) // 2 % 2)
 
 
-def _zigzag(images, randoms):
+def _zigzag(images, generator):
     """Along a straight line that climbs by 5 pixels at most; 2 pixels to a peak, 4 from there on.
 
     The benchmark starts and ends 2 pixels from the edges; this line goes from edge to edge.
     """
-    first = randoms.integers(SIDE - 1, size=len(images))
-    climb = randoms.integers(-5, 5, size=len(images))
+    first = generator.integers(SIDE - 1, size=len(images))
+    climb = generator.integers(-5, 5, size=len(images))
     length = np.hypot(SIDE - 1, climb)
     cosine, sine = (SIDE - 1) / length, climb / length
     # The corners, as seen along the straight line and aside of it.
@@ -218,7 +220,7 @@ def _zigzag(images, randoms):
     return images
 
 
-def _canny_edges(images, randoms):
+def _canny_edges(images, generator):
     return np.stack([feature.canny(image) for image in images])
 
 
@@ -261,7 +263,7 @@ def _line(first_column, first_row, last_column, last_row):
     return np.maximum(ink, 0) * drawn
 
 
-def _plasma(n, randoms):
+def _plasma(n, generator):
     """Clouds by the diamond-square algorithm: n maps, float32, shape (n, 28, 28), in about [0, 1].
 
     Each is a corner of a periodic map of 256 × 256 points, which starts as a single 0 and is then
@@ -269,16 +271,16 @@ def _plasma(n, randoms):
     """
     maps = np.zeros((n, 1, 1), "float32")
     for level in range(6):
-        maps = _refine(maps, level, randoms)
+        maps = _refine(maps, level, generator)
     low, high = maps.min(axis=(1, 2), keepdims=True), maps.max(axis=(1, 2), keepdims=True)
     # What is wrong where the corner is cut off spreads by less than the one point that is added.
     corners = np.roll(maps, 1, axis=(1, 2))[:, :10, :10]
     for level in (6, 7):
-        corners = _refine(corners, level, randoms)
+        corners = _refine(corners, level, generator)
     return (corners[:, 4 : 4 + SIDE, 4 : 4 + SIDE] - low) / (high - low)
 
 
-def _refine(maps, level, randoms):
+def _refine(maps, level, generator):
     """Double the points of each map: new ones are the mean of their four neighbours, plus noise.
 
     The noise is uniform in ± wibble², where wibble is 100 at first, and divided by 1.4 at each
@@ -288,7 +290,7 @@ def _refine(maps, level, randoms):
     wibble = 100 / 1.4**level
 
     def noise():
-        return wibble**2 * (2 * randoms.random(maps.shape, "float32") - 1)
+        return wibble**2 * (2 * generator.random(maps.shape, "float32") - 1)
 
     above, left = np.roll(maps, -1, axis=1), np.roll(maps, -1, axis=2)
     centres = (maps + above + left + np.roll(above, -1, axis=2)) / 4 + noise()

@@ -2,7 +2,9 @@
 
 import functools
 import math
+from collections.abc import Iterable
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -11,19 +13,19 @@ NORMS = ("inf", "2")
 
 
 def pgd(
-    model,
-    x,
-    labels,
-    epsilon,
+    model: keras.Model,
+    x: np.ndarray,
+    labels: np.ndarray,
+    epsilon: float,
     *,
-    norm="inf",
-    steps=40,
-    starts=5,
-    losses=LOSSES,
-    seed=0,
-    batch_size=1000,
-):
-    """Attack by projected gradient descent, and tell which samples withstand it.
+    norm: str = "inf",
+    steps: int = 40,
+    starts: int = 5,
+    losses: Iterable[str] = LOSSES,
+    seed: int = 0,
+    batch_size: int = 1000,
+) -> np.ndarray:
+    """Attack by projected gradient descent, and tell which samples are robust to it.
 
     Moves each sample within the ball of radius epsilon around it, and within [0, 1], along the
     gradient of a loss (A. Madry et al., "Towards deep learning models resistant to adversarial
@@ -52,32 +54,41 @@ def pgd(
         Its mean is the robust accuracy, an upper bound of the true one.
 
     Raises:
-        ValueError: for arguments that can't be, and for a model that returns probabilities.
+        ValueError: for arguments that don't make sense, and for a model that returns probabilities.
     """
     _check(model, x, labels, epsilon)
     if norm not in NORMS or not losses or not set(losses) <= set(LOSSES):
         raise ValueError(f"Choose norm of {NORMS} and losses of {LOSSES}, not {norm}, {losses}.")
     epsilon = float(epsilon)
-    randoms = np.random.default_rng(seed)
-    withstands = np.ones(len(x), bool)
+    generator = np.random.default_rng(seed)
+    robust = np.ones(len(x), bool)
     for start in range(max(starts, 1)):
         for loss in losses:
-            change = _random_change(x.shape, epsilon, norm, randoms) if starts else np.zeros_like(x)
+            change = (
+                _random_change(x.shape, epsilon, norm, generator) if starts else np.zeros_like(x)
+            )
             attack = _compiled_pgd(model, loss, norm)
             arrays = x, labels, change
-            withstands = _run_in_batches(
-                attack, arrays, withstands, batch_size, epsilon, steps, start
-            )
-    return withstands
+            robust = _run_in_batches(attack, arrays, robust, batch_size, epsilon, steps, start)
+    return robust
 
 
-def square_attack(model, x, labels, epsilon, *, queries=500, seed=0, batch_size=1000):
+def square_attack(
+    model: keras.Model,
+    x: np.ndarray,
+    labels: np.ndarray,
+    epsilon: float,
+    *,
+    queries: int = 500,
+    seed: int = 0,
+    batch_size: int = 1000,
+) -> np.ndarray:
     """Attack within the ℓ∞ ball by random search, without gradients.
 
     Changes a square of the image to ± epsilon, and keeps the change if it lowers the margin, as
     M. Andriushchenko et al., "Square attack: a query-efficient black-box adversarial attack via
-    random search", ECCV 2020, do, with their squares for MNIST: 80 % of the image at first. What
-    withstands gradients but not this has gradients that mislead (is masked).
+    random search", ECCV 2020, do, with their squares for MNIST: 80 % of the image at first. A
+    network that is robust to gradients but not to this has gradients that mislead (are masked).
 
     Args:
         model, x, labels, epsilon, seed, batch_size: as for `pgd`; x are square images of one
@@ -93,34 +104,32 @@ def square_attack(model, x, labels, epsilon, *, queries=500, seed=0, batch_size=
     _check(model, x, labels, epsilon)
     if math.isqrt(x.shape[1]) ** 2 != x.shape[1]:
         raise ValueError(f"x has {x.shape[1]} elements a sample; it must be a square image.")
-    everything = np.ones(len(x), bool)
+    chosen = np.ones(len(x), bool)
     keys = np.random.default_rng(seed).integers(2**31, size=(len(x), 2), dtype="int32")
     attack = _compiled_square(model)
-    return _run_in_batches(
-        attack, (x, labels, keys), everything, batch_size, float(epsilon), queries
-    )
+    return _run_in_batches(attack, (x, labels, keys), chosen, batch_size, float(epsilon), queries)
 
 
-def _random_change(shape, epsilon, norm, randoms):
+def _random_change(shape, epsilon, norm, generator):
     """Points that fill the ball evenly; NumPy draws them faster than XLA."""
     if norm == "inf":
-        return randoms.random(shape, "float32") * (2 * epsilon) - epsilon
-    direction = randoms.standard_normal(shape, "float32")
-    radius = epsilon * randoms.random((shape[0], 1), "float32") ** (1 / shape[1])
+        return generator.random(shape, "float32") * (2 * epsilon) - epsilon
+    direction = generator.standard_normal(shape, "float32")
+    radius = epsilon * generator.random((shape[0], 1), "float32") ** (1 / shape[1])
     return direction * (radius / np.linalg.norm(direction, axis=1, keepdims=True))
 
 
 def _run_in_batches(attack, arrays, chosen, batch_size, *arguments):
-    """Attack the chosen samples; return which of all samples were chosen and withstand it."""
-    withstands = np.zeros(len(chosen), bool)
+    """Attack the chosen samples; return which of all samples were chosen and are robust to it."""
+    robust = np.zeros(len(chosen), bool)
     size = min(batch_size, len(chosen))
     chosen = np.flatnonzero(chosen)
     for first in range(0, len(chosen), size):
         batch = chosen[first : first + size]
         filled = np.resize(batch, size)  # One shape for all, as each would be compiled.
         result = attack(*[array[filled] for array in arrays], *map(tf.constant, arguments))
-        withstands[batch] = result.numpy()[: len(batch)]
-    return withstands
+        robust[batch] = result.numpy()[: len(batch)]
+    return robust
 
 
 def _check(model, x, labels, epsilon):
@@ -176,19 +185,19 @@ def _compiled_pgd(model, loss, norm):
         strongest = tf.math.top_k(logits - 1e9 * label, classes - 1).indices
         target = tf.one_hot(tf.gather(strongest, rank % (classes - 1), axis=1), classes)
 
-        def step(number, point, withstands):
+        def step(number, point, robust):
             gradient, right = gradient_of(point, label, target)
             direction = tf.sign(gradient) if norm == "inf" else gradient / length(gradient)
             step_size = epsilon * (1 - tf.cast(number, x.dtype) / tf.cast(steps, x.dtype))
             change = within_ball(point + step_size * direction - x, epsilon)
-            return number + 1, tf.clip_by_value(x + change, 0.0, 1.0), withstands & right
+            return number + 1, tf.clip_by_value(x + change, 0.0, 1.0), robust & right
 
-        def go_on(number, point, withstands):
-            return (number < steps) & tf.reduce_any(withstands)
+        def go_on(number, point, robust):
+            return (number < steps) & tf.reduce_any(robust)
 
         state = tf.constant(0), tf.clip_by_value(x + change, 0.0, 1.0), tf.ones(len(x), tf.bool)
-        _, point, withstands = tf.while_loop(go_on, step, state)
-        return withstands & (_margin(model(point, training=False), label) > 0)
+        _, point, robust = tf.while_loop(go_on, step, state)
+        return robust & (_margin(model(point, training=False), label) > 0)
 
     return attack
 

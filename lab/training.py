@@ -1,75 +1,34 @@
-"""Train a Keras model on any objective, through Keras's own `fit`.
+"""Train a Keras model on any objective, through Keras's own `fit`."""
 
-Import from utils, as the notebooks do.
-"""
-
-import contextlib
+import io
 import math
+import numbers
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
+import cloudpickle
 import keras
 import numpy as np
-import pandas as pd
 import tensorflow as tf
 
-from sweeps import check_run, fingerprint, sweep
+from utils import Objective, ObjectiveModel
 
 
-class ObjectiveModel(keras.Model):
-    """A Keras model that `fit` trains on any objective: the one place where training is changed.
-
-    It shares its weights with `model`, and `predict`, `evaluate` and metrics are those of `model`.
-    In the history of `fit`, "loss" is the objective (plus the regularisation losses of the model,
-    if any). Metrics of the training data are computed in inference mode, before the update of
-    each batch.
-
-    Args:
-        model: a `keras.Model` that maps x to predictions.
-        objective: function of (model, x, y), a model and a batch, that returns the scalar to
-            minimise. It calls the model with `training=True`.
-
-    Raises:
-        ValueError, TypeError: if `model` isn't a `keras.Model`, and if `fit` is given sample or
-            class weights.
-    """
-
-    def __init__(self, model, objective, **kwargs):
-        super().__init__(**kwargs)
-        if not isinstance(model, keras.Model):
-            raise TypeError(f"model must be a keras.Model, not {type(model).__name__}.")
-        self.model = model
-        self.objective = objective
-
-    def call(self, inputs, training=None):
-        return self.model(inputs, training=training)
-
-    def train_step(self, data):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        if sample_weight is not None:
-            raise ValueError("An objective takes no sample_weight or class_weight: drop it.")
-
-        # XLA merges this forward pass with that of the objective, unless dropout or the like
-        # makes them differ.
-        y_pred = self(x, training=False)
-        with tf.GradientTape() as tape:
-            loss = self.objective(self.model, x, y)
-            if self.losses:
-                loss += tf.add_n(self.losses)
-            # Keras sums the gradients of all replicas, so each contributes its share of the mean.
-            share = loss / tf.distribute.get_strategy().num_replicas_in_sync
-            scaled = self.optimizer.scale_loss(share)
-        variables = self.trainable_variables
-        self.optimizer.apply_gradients(
-            zip(tape.gradient(scaled, variables), variables, strict=True)
-        )
-
-        batch_size = tf.shape(keras.tree.flatten(x)[0])[0]
-        self.metrics[0].update_state(loss, sample_weight=batch_size)
-        return self.compute_metrics(x, y, y_pred)
+def mnist_network() -> keras.Model:
+    """The published network: 784 pixels, 128 ReLU units, 10 softmax outputs (101,770 weights)."""
+    return keras.Sequential(
+        [
+            keras.Input([784]),
+            keras.layers.Dense(128, activation="relu"),
+            keras.layers.Dense(10, activation="softmax"),
+        ]
+    )
 
 
-def batches(x, y, batch_size, order_seed=None):
+def batches(
+    x: np.ndarray, y: np.ndarray, batch_size: int, order_seed: Any = None
+) -> tf.data.Dataset:
     """Lay the data out in batches beforehand, which `fit` reads faster than single samples.
 
     Pass `shuffle=False` to `fit` with it: Keras can't shuffle a dataset. With `tf.distribute`,
@@ -132,22 +91,22 @@ class TrainingRun(NamedTuple):
 
 
 def train(
-    network,
-    objective,
-    x,
-    y,
-    seed,
+    network: Callable[[], keras.Model],
+    objective: Objective,
+    x: np.ndarray,
+    y: np.ndarray,
+    seed: int,
     *,
-    epochs=20,
-    batch_size=100,
-    shuffle=True,
-    optimizer="adam",
-    loss=None,
-    metrics=("accuracy",),
-    validation_data=None,
-    callbacks=(),
-    jit_compile=True,
-):
+    epochs: int = 20,
+    batch_size: int = 100,
+    shuffle: bool = True,
+    optimizer: str | dict[str, Any] = "adam",
+    loss: Any = None,
+    metrics: Iterable[Any] = ("accuracy",),
+    validation_data: Any = None,
+    callbacks: Iterable[keras.callbacks.Callback] = (),
+    jit_compile: bool = True,
+) -> TrainingRun:
     """Train a new network on an objective, the fast way: `fit` of an `ObjectiveModel` with XLA.
 
     Initial weights, batches and their order depend on the seed alone, so that runs with the same
@@ -176,10 +135,10 @@ def train(
         its validation. The first includes tracing and compiling.
 
     Raises:
-        ValueError, TypeError: before training, for arguments that can't be.
+        ValueError, TypeError: before training, for arguments that don't make sense.
         FloatingPointError: at the end of an epoch whose mean loss is NaN or infinite.
     """
-    check_run(seed=seed, epochs=epochs, batch_size=batch_size, x=x, y=y)
+    _check(x, y, seed=seed, epochs=epochs, batch_size=batch_size)
     if isinstance(optimizer, keras.optimizers.Optimizer):
         raise TypeError(
             "This optimizer would carry its state from run to run; pass its name or "
@@ -187,18 +146,9 @@ def train(
         )
     if validation_data is not None and loss is None:
         raise ValueError("validation_data needs a loss to report; pass one, such as loss='mse'.")
-    compiled = _compiled(
-        network,
-        objective,
-        x,
-        y,
-        batch_size,
-        optimizer=optimizer,
-        loss=loss,
-        metrics=list(metrics),
-        jit_compile=jit_compile,
-    )
-    _, trainer, initial_optimizer = compiled
+    options = {"optimizer": optimizer, "loss": loss, "metrics": list(metrics)}
+    program = _compile(network, objective, x, y, batch_size, options, jit_compile)
+    _, trainer, initial_optimizer = program
     keras.utils.set_random_seed(seed)
     model = _built(network, x[:1])
     _copy(model.variables, trainer.model.variables)
@@ -228,48 +178,65 @@ def train(
         verbose=0,
     ).history
     _copy(trainer.model.variables, model.variables)
-    _compiled.last.append(compiled)
+    _programs.append(program)
     return TrainingRun(model, history, np.diff(times).tolist())
 
 
-def train_matched(objectives, seeds, **options):
-    """Train a network on each objective with each seed, side by side: a `sweep` of `train`.
-
-    All but the objective is the same for runs with the same seed, so these are pairs.
-
-    Args:
-        objectives: dict from the name of each objective to the function.
-        seeds: how many; they are 0, 1 and so on.
-        options: the other arguments of `train`.
-
-    Returns:
-        `pandas.Series` of each `TrainingRun`, indexed by objective and seed.
-    """
-    runs = pd.MultiIndex.from_product([objectives, range(seeds)], names=["objective", "seed"])
-    settings = [{"objective": objectives[name], "seed": seed, **options} for name, seed in runs]
-    return pd.Series(sweep(train, settings), runs)
+# The last run's key, trainer and new optimizer, unless the run was interrupted.
+_programs = []
 
 
-def _compiled(network, objective, x, y, batch_size, **arguments):
-    key = object()
+def _compile(network, objective, x, y, batch_size, options, jit_compile):
     shapes = [(array.shape[1:], str(array.dtype)) for array in (x, y)]
-    # What has no fingerprint, such as a variable, can't be known to be the same.
-    with contextlib.suppress(Exception):
-        key = fingerprint([network, objective, shapes, batch_size, arguments])
-    last = _compiled.last.pop() if _compiled.last else None
-    if last and last[0] == key:
+    key = _serialize([network, objective, shapes, batch_size, options, jit_compile])
+    last = _programs.pop() if _programs else None
+    if last and key and last[0] == key:
         return last
     trainer = ObjectiveModel(_built(network, x[:1]), objective)
-    trainer.compile(**arguments, steps_per_execution=100)
+    trainer.compile(**options, jit_compile=jit_compile, steps_per_execution=100)
     # All state exists before the tracing, as TensorFlow would otherwise trace twice.
     trainer.optimizer.build(trainer.trainable_variables)
     trainer.compute_metrics(x[:1], y[:1], trainer(x[:1]))
     return key, trainer, [variable.numpy() for variable in trainer.optimizer.variables]
 
 
-# The last run's fingerprint, ObjectiveModel and new optimizer, unless the run was interrupted. As
-# a global it would be among the values that the results of a sweep depend on.
-_compiled.last = []
+class _Pickler(cloudpickle.Pickler):
+    """Refuses what a compiled program would hold on to while its value is replaced."""
+
+    def reducer_override(self, value):
+        if isinstance(value, (tf.Variable, tf.Tensor, keras.Variable, keras.Layer)):
+            raise TypeError
+        return super().reducer_override(value)
+
+
+def _serialize(value):
+    """Bytes that are equal only if values, and the functions of a notebook, are; or None."""
+    buffer = io.BytesIO()
+    try:
+        _Pickler(buffer).dump(value)
+    except Exception:
+        return None
+    return buffer.getvalue()
+
+
+def _check(x, y, **integers):
+    for name, value in integers.items():
+        least = 0 if name == "seed" else 1
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+            raise TypeError(f"{name} is {value!r}; make it an integer of at least {least}.")
+        if value < least:
+            raise ValueError(f"{name} is {value}; make it at least {least}.")
+    for name, value in (("x", x), ("y", y)):
+        if np.asarray(value).dtype.kind == "f" and not np.isfinite(value).all():
+            first = np.argwhere(~np.isfinite(value))[0]
+            raise ValueError(
+                f"{name} holds {value[tuple(first)]} at {first.tolist()}; leave such samples out."
+            )
+    if integers["batch_size"] > len(x):
+        raise ValueError(
+            f"batch_size is {integers['batch_size']}, more than the {len(x)} samples; "
+            "make it smaller."
+        )
 
 
 def _built(network, sample):

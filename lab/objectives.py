@@ -1,0 +1,214 @@
+"""The objectives of the peers: what the gradient loss is compared with.
+
+An objective is a function of (model, x, y) that returns the scalar to minimise: a `keras.Model`
+that returns logits f, shape (B, n), and a batch, x float32 of shape (B, ...) and y one-hot float32
+of shape (B, n). It calls the model with `training=True`, works eagerly, inside `tf.function` and
+under XLA, and is differentiable with respect to the model's weights. p is the softmax of f, and H
+the cross-entropy of each sample.
+"""
+
+import math
+import numbers
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from utils import Objective, loss_objective
+
+
+def squared_error(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """The mean squared error of the softmax, (1/n) Σ_k (y_k − p_k)², shape (B,).
+
+    G. Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review
+    78(1), 1950, without the 1/n.
+    """
+    return tf.reduce_mean((y - tf.nn.softmax(logits)) ** 2, axis=1)
+
+
+def cross_entropy(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Cross-entropy H = −Σ_k y_k log p_k, shape (B,).
+
+    I. Good, "Rational decisions", Journal of the Royal Statistical Society B 14(1), 1952.
+    """
+    return tf.nn.softmax_cross_entropy_with_logits(y, logits)
+
+
+def relative_entropy(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Relative entropy Σ_k y_k log(y_k / p_k), shape (B,).
+
+    S. Kullback, R. Leibler, "On information and sufficiency", Annals of Mathematical Statistics
+    22(1), 1951. y must be positive, or the result is NaN: see `clipped_labels`.
+    """
+    return tf.reduce_sum(y * (tf.math.log(y) - tf.nn.log_softmax(logits)), axis=1)
+
+
+def clipped_labels(objective: Objective, clip: float) -> Objective:
+    """The objective at (model, x, ỹ), with ỹ_k = min(max(y_k, c), 1 − c).
+
+    With `gradient_loss_objective(relative_entropy, weights)` it is the gradient loss of the
+    relative entropy (notebook 07), whose gradient at y, log(y_k / p_k) + 1, needs y_k > 0.
+
+    Raises:
+        ValueError: if clip, the c, isn't between 0 and 0.5.
+    """
+    _check("clip", clip, 0 < clip < 0.5, "a number between 0 and 0.5, such as 0.02")
+    return lambda model, x, y: objective(model, x, tf.clip_by_value(y, clip, 1 - clip))
+
+
+def double_backpropagation(penalty: float, norm: int = 2) -> Objective:
+    """The mean over the batch of H + λ ‖∇ₓH‖², with λ = penalty and the ℓ2 or the ℓ1 norm.
+
+    H. Drucker, Y. LeCun, "Improving generalization performance using double backpropagation", IEEE
+    Transactions on Neural Networks 3(6), 1992. A. Ross, F. Doshi-Velez, "Improving the adversarial
+    robustness and interpretability of deep neural networks by regularizing their input gradients",
+    AAAI 2018. The ℓ1 norm is the dual of ℓ∞, for attacks that bound the change of each element:
+    C.-J. Simon-Gabriel et al., "First-order adversarial vulnerability of neural networks and input
+    dimension", ICML 2019.
+
+    Raises:
+        ValueError: if penalty isn't finite and at least 0, or norm isn't 1 or 2.
+    """
+    _check_strength("penalty", penalty)
+    _check("norm", norm, norm in (1, 2), "1 or 2")
+
+    def objective(model, x, y):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            loss = cross_entropy(y, model(x, training=True))
+        return tf.reduce_mean(loss + penalty * _squared_norm(tape.gradient(loss, x), norm))
+
+    return objective
+
+
+def jacobian_regularisation(penalty: float) -> Objective:
+    """The mean over the batch of H + (λ/2) ‖∂f/∂x‖², with λ = penalty and the Frobenius norm.
+
+    The norm is estimated, without bias, by one random unit vector v for each sample, as
+    n ‖∇ₓ(v·f)‖²: J. Hoffman, D. Roberts, S. Yaida, "Robust learning with Jacobian regularization",
+    arXiv:1908.02729, 2019. The batch determines the v: see `_draw`.
+
+    Raises:
+        ValueError: if penalty isn't finite and at least 0.
+    """
+    _check_strength("penalty", penalty)
+
+    def objective(model, x, y):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            logits = model(x, training=True)
+            direction = _draw(tf.random.stateless_normal, tf.shape(logits), x)
+            projection = tf.reduce_sum(tf.math.l2_normalize(direction, axis=1) * logits, axis=1)
+        squared_norm = logits.shape[1] * _squared_norm(tape.gradient(projection, x))
+        return tf.reduce_mean(cross_entropy(y, logits) + penalty / 2 * squared_norm)
+
+    return objective
+
+
+def gaussian_noise(standard_deviation: float) -> Objective:
+    """The mean over the batch of H(x + σξ), ξ ~ N(0, 1) for each element, σ = standard_deviation.
+
+    C. Bishop, "Training with noise is equivalent to Tikhonov regularization", Neural Computation
+    7(1), 1995. The batch determines the ξ: see `_draw`.
+
+    Raises:
+        ValueError: if standard_deviation isn't finite and at least 0.
+    """
+    _check_strength("standard_deviation", standard_deviation)
+
+    def objective(model, x, y):
+        noisy = x + standard_deviation * _draw(tf.random.stateless_normal, tf.shape(x), x)
+        return tf.reduce_mean(cross_entropy(y, model(noisy, training=True)))
+
+    return objective
+
+
+def label_smoothing(share: float) -> Objective:
+    """The mean over the batch of H with the labels (1 − α) y_k + α/n, α = share.
+
+    C. Szegedy et al., "Rethinking the Inception architecture for computer vision", CVPR 2016.
+
+    Raises:
+        ValueError: if share isn't in [0, 1].
+    """
+    _check("share", share, 0 <= share <= 1, "a number in [0, 1]")
+    return loss_objective(
+        lambda y, logits: cross_entropy((1 - share) * y + share / logits.shape[1], logits)
+    )
+
+
+def weight_decay(penalty: float) -> Objective:
+    """The mean over the batch of H, plus λ ‖θ‖² over all trainable weights θ, λ = penalty.
+
+    A. Krogh, J. Hertz, "A simple weight decay can improve generalization", NIPS 1991.
+
+    Raises:
+        ValueError: if penalty isn't finite and at least 0.
+    """
+    _check_strength("penalty", penalty)
+
+    def objective(model, x, y):
+        squared_norm = tf.add_n([tf.reduce_sum(weight**2) for weight in model.trainable_weights])
+        return tf.reduce_mean(cross_entropy(y, model(x, training=True))) + penalty * squared_norm
+
+    return objective
+
+
+def adversarial_training(radius: float, steps: int) -> Objective:
+    """The mean over the batch of H(x + δ), δ an attack with |δ_j| ≤ ε and x + δ in [0, 1].
+
+    From an even random δ, `steps` times: δ ← clip(δ + a sign ∇ₓH(x + δ), −ε, ε), where ε = radius.
+    One step of size a = 1.25 ε is FGSM from a random start: E. Wong, L. Rice, J. Kolter, "Fast is
+    better than free: revisiting adversarial training", ICLR 2020. Several of size a = ε/2 are PGD:
+    A. Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018.
+    x must be in [0, 1]. The batch determines the start: see `_draw`.
+
+    Raises:
+        ValueError: if radius isn't finite and at least 0, or steps isn't an integer of at least 1.
+    """
+    _check_strength("radius", radius)
+    _check("steps", steps, isinstance(steps, numbers.Integral) and steps >= 1, "1, 2, 3 or more")
+    step_size = 1.25 * radius if steps == 1 else radius / 2
+
+    def objective(model, x, y):
+        uniform = tf.random.stateless_uniform
+        change = _draw(uniform, tf.shape(x), x, minval=-radius, maxval=radius)
+        for _ in range(steps):
+            point = tf.clip_by_value(x + change, 0.0, 1.0)
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(point)
+                loss = cross_entropy(y, model(point, training=True))
+            change = point - x + step_size * tf.sign(tape.gradient(loss, point))
+            change = tf.clip_by_value(change, -radius, radius)
+        point = tf.stop_gradient(tf.clip_by_value(x + change, 0.0, 1.0))
+        return tf.reduce_mean(cross_entropy(y, model(point, training=True)))
+
+    return objective
+
+
+def _draw(
+    distribution: Callable[..., tf.Tensor], shape: tf.Tensor, batch: tf.Tensor, **limits: float
+) -> tf.Tensor:
+    """Random numbers that depend on the batch alone, by a Philox key made of two of its sums.
+
+    Under XLA, TensorFlow's usual random numbers ignore the seed. The same batch gives the same
+    numbers, so shuffle the samples for each epoch; those under XLA differ from those without it.
+    """
+    key = tf.bitcast(tf.stack([tf.reduce_sum(batch), tf.reduce_sum(batch[0])]), tf.int32)
+    return distribution(shape, key, alg="philox", **limits)
+
+
+def _squared_norm(gradient: tf.Tensor, norm: int = 2) -> tf.Tensor:
+    """The squared ℓ2 or ℓ1 norm of each sample, without a root, whose slope at 0 is infinite."""
+    axes = list(range(1, gradient.shape.rank))
+    if norm == 1:
+        return tf.reduce_sum(tf.abs(gradient), axes) ** 2
+    return tf.reduce_sum(gradient**2, axes)
+
+
+def _check_strength(name: str, value: float) -> None:
+    _check(name, value, 0 <= value < math.inf, "a finite number of at least 0")
+
+
+def _check(name: str, value: object, fits: bool, mend: str) -> None:
+    if not fits:
+        raise ValueError(f"{name} is {value!r}; make it {mend}.")

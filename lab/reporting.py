@@ -1,0 +1,191 @@
+"""How the notebooks report: intervals, claims, figures, and one look for each method."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from pandas.api.typing import SeriesGroupBy
+from scipy import stats
+
+from lab.data import ROOT
+
+FIGURES = ROOT / "figures"
+BLUE, ORANGE, GREEN, GREY = "#1b4f8a", "#d9822b", "#4a9d6e", "#8a8a8a"
+# Colours by family; within a family, and in black and white, dashes and markers tell them apart.
+LOOKS = {
+    name: {"color": color, "linestyle": line, "marker": marker}
+    for name, color, line, marker in (
+        ("gradient loss", BLUE, "-", "o"),
+        ("mean squared error", ORANGE, "--", "s"),
+        ("cross-entropy", GREEN, "-.", "^"),
+        ("25 × gradient loss", BLUE, ":", "D"),
+        ("0.04 × mean squared error", ORANGE, ":", "v"),
+        ("gradient loss, mean squared error", BLUE, "--", "^"),
+        ("gradient loss, relative entropy", BLUE, "-", "o"),
+        ("double backpropagation", GREEN, "-", "s"),
+        ("Jacobian regularisation", GREEN, "--", "D"),
+        ("PGD training", ORANGE, "-", "v"),
+        ("FGSM training", ORANGE, "--", "P"),
+        ("Gaussian noise", GREY, "-", "X"),
+        ("label smoothing", GREY, "--", "*"),
+        ("weight decay", GREY, "-.", "<"),
+    )
+}
+
+
+def save_figure(figure: Figure, name: str, table: pd.DataFrame) -> None:
+    """Save a figure as `figures/name.png`, its numbers beside it as `figures/name.csv`.
+
+    The environment variable FIGURES names another folder: `make run` and `make test` set it, so
+    that only a complete run replaces the figures.
+
+    Args:
+        figure: what to save.
+        name: starts with the number of the notebook, such as "01_training".
+        table: holds every number that the figure shows.
+    """
+    folder = Path(os.environ.get("FIGURES", FIGURES))
+    folder.mkdir(parents=True, exist_ok=True)
+    # The version of matplotlib in the metadata would change the file without changing the figure.
+    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+    table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+
+
+def draw_mean(
+    axis: Axes,
+    groups: SeriesGroupBy,
+    positions: ArrayLike | None = None,
+    *,
+    band: bool = False,
+    horizontal: bool = False,
+    **style: Any,
+) -> None:
+    """Draw the mean of each group with its 95 % confidence interval.
+
+    Args:
+        axis: where to draw.
+        groups: a grouped column, such as `runs.groupby("epoch")["accuracy"]`: the values of all
+            seeds in each group.
+        positions: of the groups, along the other axis; their keys by default.
+        band: draw a line through the means with a band, rather than points with error bars.
+        horizontal: the values are those of the horizontal axis.
+        style: options of `Axes.plot`, such as a label and a look of LOOKS.
+    """
+    mean, error = groups.mean(), groups.agg(half_width)
+    positions = mean.index if positions is None else positions
+    if band:
+        (line,) = axis.plot(positions, mean, **style)
+        ends = mean - error, mean + error
+        axis.fill_between(positions, *ends, color=line.get_color(), alpha=0.25, linewidth=0)
+        return
+    points = (mean, positions) if horizontal else (positions, mean)
+    bars = {"xerr" if horizontal else "yerr": error}
+    axis.errorbar(*points, **bars, **{"marker": "o", "capsize": 3, **style, "linestyle": "none"})
+
+
+def half_width(values: ArrayLike) -> float:
+    """Half the width of the 95 % confidence interval of a mean, by Student's t-distribution.
+
+    Args:
+        values: n >= 2 numbers, one for each seed.
+    """
+    return stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+
+
+def plus_minus(values: ArrayLike, digits: int = 1) -> str:
+    """A mean with the half-width of its 95 % confidence interval, such as "97.2 ± 0.1".
+
+    Args:
+        values: n >= 2 numbers, one for each seed. If one is NaN, the result is "–".
+        digits: how many decimals are written.
+    """
+    values = np.asarray(values, float)
+    if np.isnan(values).any():
+        return "–"
+    mean = round(values.mean(), digits) + 0.0  # Not -0.0.
+    return f"{mean:.{digits}f} ± {half_width(values):.{digits}f}".replace("-", "−")
+
+
+def verdict(differences: ArrayLike) -> str:
+    """In a word: "ahead" if the mean of paired differences is surely above 0, "behind" if below.
+
+    "–" is neither. What is sure, and errors, are as in `Claims.above`.
+    """
+    differences = np.asarray(differences, float)
+    if _is_above(differences, 0):
+        return "ahead"
+    return "behind" if _is_above(-differences, 0) else "–"
+
+
+class Claims:
+    """What a notebook claims: each line states its threshold once, and `check` raises if it fails.
+
+    In the text of a claim, {} stands for the threshold.
+    """
+
+    def __init__(self) -> None:
+        self._claims: list[tuple[str, bool]] = []
+
+    def above(self, values: ArrayLike, threshold: float, text: str) -> None:
+        """Claim that a mean over seeds is above the threshold, by the t-test.
+
+        It is if a one-sided test says so at the level at which a normal distribution is three
+        standard errors away: p < 0.00135, which takes 6.6 standard errors with five seeds.
+
+        Args:
+            values: n >= 2 numbers, one for each seed, paired differences to compare two methods;
+                or a single number, which has no interval and is compared as it is.
+            threshold: what the mean is to be above.
+            text: with {} for the threshold.
+
+        Raises:
+            ValueError: for a sequence of fewer than two values, which has no standard error.
+        """
+        values = np.asarray(values, float)
+        holds = _is_above(values, threshold) if values.ndim else values > threshold
+        self.holds(holds, text.format(f"{threshold:g}"))
+
+    def below(self, values: ArrayLike, threshold: float, text: str) -> None:
+        """Claim that a mean over seeds is below the threshold, as `above` does."""
+        negative = -np.asarray(values, float)
+        holds = _is_above(negative, -threshold) if negative.ndim else -negative < threshold
+        self.holds(holds, text.format(f"{threshold:g}"))
+
+    def within(self, differences: ArrayLike, margin: float, text: str) -> None:
+        """Claim that the mean of paired differences is surely within ± margin, as `above` does."""
+        differences = np.asarray(differences, float)
+        holds = _is_above(differences, -margin) and _is_above(-differences, -margin)
+        self.holds(holds, text.format(f"{margin:g}"))
+
+    def holds(self, condition: bool, text: str) -> None:
+        """Claim that a condition holds that is no threshold on a number."""
+        self._claims.append((text, bool(condition)))
+
+    def check(self) -> None:
+        """Print PASS and the text of each claim that holds, and raise if one doesn't.
+
+        In a run with other parameters, which may miss claims, the runner sets the environment
+        variable CLAIMS to "report": claims that fail are then only said to be NOT MET.
+
+        Raises:
+            AssertionError: that names the claims that don't hold.
+        """
+        for text, holds in self._claims:
+            print("PASS" if holds else "NOT MET", text)
+        failed = [text for text, holds in self._claims if not holds]
+        if os.environ.get("CLAIMS") == "report":
+            print(f"Not the published parameters: no claim is enforced, {len(failed)} not met.")
+        elif failed:
+            raise AssertionError("These claims do not hold: " + "; ".join(failed))
+
+
+def _is_above(values, threshold):
+    if values.size < 2:
+        raise ValueError(f"A standard error takes at least two values, not {values.size}.")
+    quantile = stats.t.isf(stats.norm.sf(3), values.size - 1)
+    return bool(values.mean() - quantile * stats.sem(values) > threshold)
