@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 # These arrange runs and report them; what a run computes doesn't depend on them.
-WITHOUT_RESULTS = {"lab", "lab.fingerprint", "lab.reporting", "lab.sweeps"}
+WITHOUT_RESULTS = {"lab", "lab.experiments", "lab.fingerprint", "lab.reporting", "lab.sweeps"}
 LIBRARIES = [
     Path(folder).resolve()
     for folder in (

@@ -41,15 +41,15 @@ LOOKS = {
 def save_figure(figure: Figure, name: str, table: pd.DataFrame) -> None:
     """Save a figure as `figures/name.png`, its numbers beside it as `figures/name.csv`.
 
-    The environment variable FIGURES names another folder: `make run` and `make test` set it, so
-    that only a complete run replaces the figures.
+    The environment variable RUN_FOLDER names another folder: `make run` and `make test` set it,
+    so that only a complete run replaces the figures.
 
     Args:
         figure: what to save.
         name: starts with the number of the notebook, such as "01_training".
         table: holds every number that the figure shows.
     """
-    folder = Path(os.environ.get("FIGURES", FIGURES))
+    folder = Path(os.environ.get("RUN_FOLDER", FIGURES))
     folder.mkdir(parents=True, exist_ok=True)
     # The version of matplotlib in the metadata would change the file without changing the figure.
     figure.savefig(folder / f"{name}.png", metadata={"Software": None})

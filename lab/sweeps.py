@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -71,16 +71,31 @@ def sweep(
             before is in the cache.
     """
     settings = settings_of(grid)
-    keys = [_key(run, setting) for setting in settings]
-    code = fingerprint(run)
-    keys = [joblib.hash([code, key, sys.version_info[:2], versions()]) for key in keys]
+    results = rows_of(run, settings, scheduler=scheduler, cache=cache, fresh=fresh)
+    return pd.DataFrame(
+        [setting | row for setting, rows in zip(settings, results, strict=True) for row in rows]
+    )
+
+
+def rows_of(
+    run: Callable[..., dict | list[dict]],
+    settings: list[dict[str, Any]],
+    *,
+    scheduler: str | None = None,
+    cache: str | Path = CACHE,
+    fresh: bool = False,
+) -> list[list[dict[str, Any]]]:
+    """What a sweep over these settings finds, as the rows of each; see `sweep`."""
+    arguments = [_arguments(run, setting) for setting in settings]
+    code = fingerprint(run), sys.version_info[:2], versions()
+    keys = [joblib.hash([code, each]) for each in arguments]
     remember = _open_cache(cache)
     results = {} if fresh else _recall(remember, keys)
     waiting = dict(zip(keys, settings, strict=True))
     waiting = {key: setting for key, setting in waiting.items() if key not in results}
 
     failures = []
-    for key, rows, error in _run_all(run, waiting, scheduler):
+    for key, rows, _, error in run_side_by_side(run, waiting, scheduler):
         if error:
             failures.append(f"{_short(waiting[key])}: {error}")
         else:
@@ -91,9 +106,7 @@ def sweep(
             f"{len(failures)} of {len(settings)} runs failed; the others are in the cache. To see "
             "where one fails, call the function with its setting:\n" + "\n".join(failures)
         )
-    return pd.DataFrame(
-        [s | row for s, key in zip(settings, keys, strict=True) for row in results[key]]
-    )
+    return [results[key] for key in keys]
 
 
 def settings_of(grid: dict[str, Iterable] | list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -116,15 +129,19 @@ def settings_of(grid: dict[str, Iterable] | list[dict[str, Any]]) -> list[dict[s
     ]
 
 
-def _run_all(function, waiting, scheduler):
-    """Yield key, result and error of each run, whichever finishes first."""
+def run_side_by_side(
+    run: Callable[..., dict | list[dict]],
+    waiting: dict[Any, dict[str, Any]],
+    scheduler: str | None = None,
+) -> Iterator[tuple[Any, list[dict[str, Any]], float, str | None]]:
+    """Yield key, rows, seconds and error of each run, whichever finishes first."""
     if not waiting:
         return
     scheduler = scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS")
-    run = _run
+    call = _run
     if scheduler:
         backend = {"backend": "dask", "client": _connect(scheduler)}
-        run = _run_in_new_process
+        call = _run_in_new_process
     else:
         # Never one: joblib would then run in this process, with all its threads.
         jobs = max(2, min(joblib.cpu_count(), len(waiting)))
@@ -133,7 +150,7 @@ def _run_all(function, waiting, scheduler):
         parallel = joblib.Parallel(
             return_as="generator_unordered", batch_size=1, pre_dispatch="all"
         )
-        runs = parallel(joblib.delayed(run)(key, function, waiting[key]) for key in waiting)
+        runs = parallel(joblib.delayed(call)(key, run, waiting[key]) for key in waiting)
         yield from tqdm(runs, "runs", len(waiting), leave=False)
     if "ipykernel" in sys.modules:
         from IPython.display import clear_output
@@ -142,8 +159,9 @@ def _run_all(function, waiting, scheduler):
 
 
 def _run(key, function, setting):
-    """Run one setting in a worker process. Return its key with the rows, or with the error."""
+    """Run one setting in a worker process; see `run_side_by_side`."""
     _end_with_parent()
+    start = time.perf_counter()
     try:
         # One thread, as runs share the machine and the number of threads changes the rounding.
         # TensorFlow reads this when it first computes.
@@ -153,9 +171,9 @@ def _run(key, function, setting):
         process_executor._MAX_MEMORY_LEAK_SIZE = 3e9
         rows = _rows(function(**setting), setting)
         cloudpickle.dumps(rows)  # What can't be sent back must not take other runs along.
-        return key, rows, None
+        return key, rows, time.perf_counter() - start, None
     except Exception as error:
-        return key, None, f"{type(error).__name__}: {error}"
+        return key, [], 0.0, f"{type(error).__name__}: {error}"
     finally:
         if "keras" in sys.modules:
             sys.modules["keras"].utils.clear_session(free_memory=False)
@@ -192,7 +210,7 @@ def _run_in_new_process(*arguments):
         stdout=subprocess.PIPE,
     )
     if child.returncode:
-        return arguments[0], None, f"its process ended with status {child.returncode}"
+        return arguments[0], [], 0.0, f"its process ended with status {child.returncode}"
     return cloudpickle.loads(child.stdout)
 
 
@@ -249,7 +267,7 @@ def _open_cache(folder):
     return memory.cache(_finished_run, ignore=["result"])
 
 
-def _key(run, setting):
+def _arguments(run, setting):
     """All arguments of a run, defaults among them, after checking that they can be told apart."""
     try:
         arguments = inspect.signature(run).bind(**setting)

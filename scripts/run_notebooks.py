@@ -1,10 +1,10 @@
 """Execute the notebooks headless, and replace each only by a complete, successful run.
 
-Each notebook runs in a folder of its own in `runs/`, where its figures go, too. If everything in
-it ran, its run's metadata is stripped and it moves into place together with its figures. A run
+Each notebook runs in a folder of its own in `runs/`, where its figures and records go, too. If
+all of it ran, its run's metadata is stripped and it moves into place together with these. A run
 with other parameters stays in `runs/`.
 
-usage: run_notebooks.py [--only NB] [options of papermill, such as -p epochs 2]
+usage: run_notebooks.py [--only NB] [--reproduce] [options of papermill, such as -p epochs 2]
 """
 
 import argparse
@@ -33,7 +33,9 @@ RUN_METADATA = Path(__file__).with_name("run_metadata.txt").read_text().split()
 def main():
     parser = argparse.ArgumentParser(usage=__doc__.split("usage: ")[1])
     parser.add_argument("--only", metavar="NB")
+    parser.add_argument("--reproduce", action="store_true", help="compute all records anew")
     arguments, papermill_options = parser.parse_known_args()
+    os.environ |= {"REPRODUCE": "1"} if arguments.reproduce else {}
     for number in SIGNALS:
         signal.signal(number, stop)
 
@@ -91,7 +93,7 @@ def execute(notebook, executed, papermill_options):
     arguments += ["--stdout-file", "-", "--stderr-file", "-", *papermill_options]
     log = executed.with_name("kernel.log")
     log.touch()
-    os.environ.update(FIGURES=str(log.parent), KERNEL_LOG=str(log), JUPYTER_PREFER_ENV_PATH="1")
+    os.environ.update(RUN_FOLDER=str(log.parent), KERNEL_LOG=str(log), JUPYTER_PREFER_ENV_PATH="1")
     os.environ |= {"CLAIMS": "report"} if papermill_options else {}
     # A fork has everything imported, which takes seconds otherwise.
     process = multiprocessing.get_context("fork").Process(target=run_papermill, args=[arguments])
@@ -146,13 +148,14 @@ def describe_unfinished_cell(executed):
 
 
 def publish(notebook, executed):
-    """Move a stripped run and its figures into place, and drop figures no longer drawn."""
+    """Move a stripped run with its figures and records into place, and drop what they replace."""
     # The kernel sends what a cell prints in pieces that depend on its speed: join them.
     joined, _ = CoalesceStreamsPreprocessor().preprocess(nbformat.read(executed, as_version=4), {})
     kept = {"keep_output": True, "keep_count": True, "keep_id": False}
     nbformat.write(strip_output(joined, **kept, extra_keys=RUN_METADATA), executed)
-    figures = ROOT / "figures"
-    figures.mkdir(exist_ok=True)
+    figures, results = ROOT / "figures", ROOT / "results"
+    for folder in (figures, results):
+        folder.mkdir(exist_ok=True)
     paths = executed.parent.glob(f"{notebook.name[:2]}_*.*")
     drawn = {path.name for path in paths if path != executed}
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -161,6 +164,9 @@ def publish(notebook, executed):
     for old in figures.glob(f"{notebook.name[:2]}_*"):
         if old.name not in drawn:
             old.unlink()
+    for new in executed.parent.glob("results/*"):
+        new.replace(results / new.name)
+        (results / f"{new.stem}.partial.csv").unlink(missing_ok=True)
     executed.replace(notebook)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 

@@ -150,7 +150,7 @@ def test_figure_is_saved_with_its_numbers_and_reproducibly(tmp_path, monkeypatch
     table = pd.DataFrame({"epoch": [1, 2], "loss": [0.1, 1 / 3]})
     contents = []
     for folder in (tmp_path / "a", tmp_path / "b"):
-        monkeypatch.setenv("FIGURES", str(folder))
+        monkeypatch.setenv("RUN_FOLDER", str(folder))
         reporting.save_figure(figure, "01_test", table)
         assert (folder / "01_test.csv").read_text() == "epoch,loss\n1,0.1\n2,0.333333\n"
         contents.append((folder / "01_test.png").read_bytes())

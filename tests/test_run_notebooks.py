@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "run_notebooks.py"
 CONFIG = SCRIPT.with_name("ipython_kernel_config.py")
-DRAW = "import os, pathlib; pathlib.Path(os.environ['FIGURES'], '01_new.png').write_text('new')"
+DRAW = "import os, pathlib; pathlib.Path(os.environ['RUN_FOLDER'], '01_new.png').write_text('new')"
 # Children that would outlive their kernel: the second doesn't end when asked to, the third has a
 # session of its own, the fourth is an orphan.
 START_CHILDREN = """

@@ -1,0 +1,367 @@
+"""Evidence: results at full size, recorded once and audited each time that a notebook runs."""
+
+import base64
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+from collections.abc import Callable, Iterable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lab.data import ROOT
+from lab.fingerprint import fingerprint
+from lab.sweeps import rows_of, run_side_by_side, settings_of, versions
+
+RESULTS = ROOT / "results"
+# A repetition on another machine differs by rounding alone, which one epoch can't magnify much.
+FIRST_EPOCH_TOLERANCE = 2e-4
+AUDITED_BY_DEFAULT = 2
+
+
+def experiment(
+    name: str,
+    run: Callable[..., dict | list[dict]],
+    grid: dict[str, Iterable] | list[dict[str, Any]],
+    *,
+    tolerance: dict[str, float],
+) -> pd.DataFrame:
+    """Return the recorded results of `run(**setting)` for each setting, after auditing some.
+
+    The record is `results/NAME.csv`. Some of its settings are run again from scratch and must
+    agree with it; a hash of the code decides which. The environment variable AUDIT names another
+    share of them than two: "all", or a number from 0 to 1; these are computed anew, even if the
+    cache remembers them. With REPRODUCE=1, which `make reproduce` sets, all settings are run, and
+    the results become the new record. What is finished by then is in `results/NAME.partial.csv`,
+    from which the next attempt goes on.
+
+    In a run with other parameters, when the runner sets CLAIMS to "report", settings that are not
+    in the record are computed there and then.
+
+    Args:
+        name: starts with the number of the notebook, such as "04_strength".
+        run: returns a dict, or several, such as one for each epoch, of numbers, and of boolean
+            arrays with a value for each test digit, which are kept in `results/NAME.npz`. Among
+            the numbers must be first_epoch_loss, the mean loss of the first epoch, which shows a
+            changed training where final accuracies would not. What `run` refers to must have a
+            fingerprint: see `lab.fingerprint`.
+        grid: as `sweep` takes it; its values are names and numbers.
+        tolerance: for each result that a repetition elsewhere may not meet exactly, by how much it
+            may differ; of a boolean array, in which share of its values.
+
+    Returns:
+        DataFrame in the order of the grid: a column for each name in the settings, and one for each
+        result.
+
+    Raises:
+        AssertionError: that names the settings and numbers in which a repetition differs.
+        FileNotFoundError, ValueError, TypeError: if there is no record, or one that doesn't fit
+            the grid or the results, or if the grid or the results can't be recorded.
+    """
+    settings = settings_of(grid)
+    _check(settings)
+    code = fingerprint(run)
+    if os.environ.get("REPRODUCE"):
+        _reproduce(name, run, settings, code, tolerance)
+        return _read(_output_folder(), name, settings)[0]
+    if os.environ.get("CLAIMS") == "report":
+        return _read_or_run(name, run, settings)
+    record, manifest = _read(RESULTS, name, settings)
+    _audit(name, run, settings, code, tolerance, record, manifest)
+    return record
+
+
+def codes_of(manifest: dict[str, Any]) -> list[str]:
+    """The fingerprints of the code that made a record, or agreed with it when it was audited."""
+    return [manifest["code"], *(audited["code"] for audited in manifest["audited"])]
+
+
+def _check(settings):
+    for setting in settings:
+        if setting.keys() != settings[0].keys():
+            raise ValueError(f"{setting} has other names than {settings[0]}; give all the same.")
+        for name, value in setting.items():
+            if not isinstance(value, (str, bool, int, float)):
+                raise TypeError(
+                    f"{name} is {value!r}; a record holds names and numbers only, by which the run "
+                    "finds or builds what it needs."
+                )
+
+
+def _output_folder():
+    """Where the runner collects what a notebook makes, until it is complete."""
+    return Path(os.environ.get("RUN_FOLDER", ROOT)) / "results"
+
+
+def _key(setting):
+    """A setting as it is found again in a CSV file, where "25", 25 and 25.0 are the same."""
+    key = list(setting.values())
+    for position, value in enumerate(key):
+        with contextlib.suppress(ValueError):
+            key[position] = float(value)
+    return tuple(key)
+
+
+def _load(folder, name):
+    """The numbers of a record and its manifest, as they are."""
+    manifest = json.loads((folder / f"{name}.json").read_text())
+    return pd.read_csv(folder / f"{name}.csv"), manifest
+
+
+def _with_arrays(record, manifest, folder, name):
+    for column, count in manifest["arrays"].items():
+        with np.load(folder / f"{name}.npz") as archive:
+            bits = np.unpackbits(archive[column], axis=1, count=count)
+        record[column] = list(bits.astype(bool))
+    return record
+
+
+def _read(folder, name, settings):
+    """The record and its manifest, if it holds just these settings, complete and in this order."""
+    mend = f"`make reproduce NB={name[:2]}` computes it."
+    try:
+        record, manifest = _load(folder, name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"The record {error.filename} is missing; {mend}") from error
+    path, names = folder / f"{name}.csv", list(settings[0])
+    absent = {*names, *manifest["measured"]} - {*record, *manifest["arrays"]}
+    if absent:
+        raise ValueError(f"{path} has no column {', '.join(sorted(absent))}; {mend}")
+    found = list(_by_setting(record, names))
+    missing = [setting for setting in settings if _key(setting) not in found]
+    if missing:
+        raise ValueError(f"{path} lacks {len(missing)} settings, such as {missing[0]}; {mend}")
+    if found != list(map(_key, settings)) or _layout(record, manifest) != manifest["layout"]:
+        raise ValueError(f"{path} has rows too many, too few or in another order; {mend}")
+    return _with_arrays(record, manifest, folder, name), manifest
+
+
+def _layout(record, manifest):
+    """Hash what has no tolerance, settings and names, in their order."""
+    exact = record.columns.difference(manifest["measured"], sort=False)
+    return hashlib.sha256(record[exact].to_csv(index=False).encode()).hexdigest()
+
+
+def _by_setting(record, names):
+    """The rows of each setting, as dicts of their results."""
+    by_setting = {}
+    for row in record.to_dict("records"):
+        key = _key({name: row.pop(name) for name in names})
+        by_setting.setdefault(key, []).append(row)
+    return by_setting
+
+
+def _read_or_run(name, run, settings):
+    try:
+        known = _with_arrays(*_load(RESULTS, name), RESULTS, name)
+        known = _by_setting(known, list(settings[0]))
+    except (FileNotFoundError, KeyError):
+        known = {}
+    waiting = [setting for setting in settings if _key(setting) not in known]
+    if waiting:
+        known |= zip(map(_key, waiting), rows_of(run, waiting), strict=True)
+    table = pd.DataFrame([setting | row for setting in settings for row in known[_key(setting)]])
+    _output_folder().mkdir(parents=True, exist_ok=True)
+    table.to_csv(_output_folder() / f"{name}.csv", index=False)
+    return table
+
+
+def _audit(name, run, settings, code, tolerance, record, manifest):
+    share, count = os.environ.get("AUDIT"), AUDITED_BY_DEFAULT
+    if share is not None:
+        count = math.ceil((1 if share == "all" else float(share)) * len(settings))
+
+    def by_hash(setting):
+        return hashlib.sha256(f"{code}{_key(setting)}".encode()).hexdigest()
+
+    sample = sorted(settings, key=by_hash)[:count]
+    if not sample:
+        return
+    recorded = _by_setting(record, list(settings[0]))
+    faults = []
+    for setting, rows in zip(sample, rows_of(run, sample, fresh=share is not None), strict=True):
+        found = _differences(recorded[_key(setting)], _rounded(rows), tolerance)
+        faults += [f"{_short(setting)}: {fault}" for fault in found]
+    if faults:
+        raise AssertionError(
+            f"{len(faults)} numbers of the record {name} aren't what a repetition gives, of "
+            f"{len(sample)} settings that were run again:\n" + "\n".join(faults)
+        )
+    if share is not None and code not in codes_of(manifest):
+        audited = {"code": code, "runs": len(sample), "of": len(settings), "date": _today()}
+        _write_manifest(name, manifest | {"audited": [*manifest["audited"], audited]})
+
+
+def _differences(recorded, repeated, tolerance):
+    """Describe each number of a setting that differs by more than its tolerance."""
+    shapes = [(len(rows), sorted(rows[0])) for rows in (recorded, repeated)]
+    if shapes[0] != shapes[1]:
+        yield "{} rows of {} are recorded, ".format(*shapes[0]) + "{} of {} repeated".format(
+            *shapes[1]
+        )
+        return
+    for number, (old, new) in enumerate(zip(recorded, repeated, strict=True)):
+        for name in old:
+            allowed = tolerance.get(name, 0)
+            if name == "first_epoch_loss":
+                allowed = FIRST_EPOCH_TOLERANCE * abs(old[name])
+            if isinstance(old[name], np.ndarray):
+                share = np.mean(old[name] != new[name])
+                if share > allowed:
+                    yield f"{name} (row {number}) differs in {share:.2%} of its values"
+            elif old[name] != new[name] and not _are_close(old[name], new[name], allowed):
+                yield f"{name} (row {number}) is recorded as {old[name]}, and now {new[name]}"
+
+
+def _are_close(old, new, allowed):
+    if isinstance(old, str) or isinstance(new, str):
+        return False
+    return abs(old - new) <= allowed or (math.isnan(old) and math.isnan(new))
+
+
+def _rounded(rows):
+    """Rows as they come back from a record."""
+    return [
+        {k: float(f"{v:.7g}") if isinstance(v, float) else v for k, v in row.items()}
+        for row in map(_plain, rows)
+    ]
+
+
+def _plain(row):
+    return {k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
+
+
+def _reproduce(name, run, settings, code, tolerance):
+    """Run all settings that the partial record lacks; then write the record and its manifest."""
+    partial = RESULTS / f"{name}.partial.csv"
+    made_with = f"{code[:16]} {' '.join(versions().values())}"
+    finished = _read_partial(partial, made_with)
+    waiting = {_key(setting): setting for setting in settings if _key(setting) not in finished}
+    failures = []
+    with partial.open("a", newline="") as file:
+        for key, rows, seconds, error in run_side_by_side(run, waiting):
+            error = error or _fault(rows)
+            if error:
+                failures.append(f"{_short(waiting[key])}: {error}")
+                continue
+            line = made_with, json.dumps(waiting[key]), round(seconds, 1), _encode(rows)
+            csv.writer(file).writerow(line)
+            file.flush()
+            os.fsync(file.fileno())
+            finished[key] = rows, seconds
+    if failures:
+        raise RuntimeError(
+            f"{len(failures)} of {len(settings)} runs failed; the others are in {partial}:\n"
+            + "\n".join(failures)
+        )
+    _write_record(name, settings, finished, code, tolerance)
+
+
+def _fault(rows):
+    if not all("first_epoch_loss" in row for row in rows):
+        return "the run doesn't return first_epoch_loss, the mean loss of its first epoch"
+    kinds = (str, bool, int, float, np.ndarray)
+    bad = [name for row in map(_plain, rows) for name, v in row.items() if not isinstance(v, kinds)]
+    return f"{bad[0]} is no number, name or boolean array" if bad else None
+
+
+def _read_partial(path, made_with):
+    """The finished runs of this code, after dropping what a power cut left of a line."""
+    path.parent.mkdir(exist_ok=True)
+    lines, finished = [], {}
+    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
+        try:
+            ((made, setting, seconds, rows),) = csv.reader([line], strict=True)
+            rows = _decode(rows)
+        except (ValueError, csv.Error):
+            continue
+        lines.append(line)
+        if made == made_with:
+            finished[_key(json.loads(setting))] = rows, float(seconds)
+    _replace(path, "".join(lines).encode())
+    return finished
+
+
+def _encode(rows):
+    def encode(value):
+        if isinstance(value, np.ndarray):
+            return {"bits": base64.b64encode(np.packbits(value)).decode(), "count": len(value)}
+        return value
+
+    return json.dumps([{k: encode(v) for k, v in row.items()} for row in map(_plain, rows)])
+
+
+def _decode(text):
+    def decode(value):
+        if isinstance(value, dict):
+            packed = np.frombuffer(base64.b64decode(value["bits"]), "uint8")
+            return np.unpackbits(packed, count=value["count"]).astype(bool)
+        return value
+
+    return [{k: decode(v) for k, v in row.items()} for row in json.loads(text)]
+
+
+def _write_record(name, settings, finished, code, tolerance):
+    rows = [s | _plain(row) for s in settings for row in finished[_key(s)][0]]
+    arrays = {k: len(v) for k, v in rows[0].items() if isinstance(v, np.ndarray)}
+    numbers = pd.DataFrame(rows).drop(columns=list(arrays))
+    folder = _output_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / f"{name}.csv", numbers.to_csv(index=False, float_format="%.7g").encode())
+    if arrays:
+        buffer = io.BytesIO()
+        packed = {k: np.packbits([row[k] for row in rows], axis=1) for k in arrays}
+        np.savez_compressed(buffer, **packed)
+        _replace(folder / f"{name}.npz", buffer.getvalue())
+    manifest = {
+        "code": code,
+        "audited": [],
+        "runs": len(settings),
+        "seconds": round(sum(finished[_key(setting)][1] for setting in settings)),
+        "date": _today(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "versions": versions(),
+        "measured": [k for k in (*tolerance, "first_epoch_loss") if k in numbers],
+        "arrays": arrays,
+        "grid": {k: list(dict.fromkeys(s[k] for s in settings)) for k in settings[0]},
+    }
+    written = pd.read_csv(folder / f"{name}.csv")
+    _write_manifest(name, manifest | {"layout": _layout(written, manifest)})
+
+
+def _write_manifest(name, manifest):
+    folder = _output_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / f"{name}.json", (json.dumps(manifest, indent=1) + "\n").encode())
+
+
+def _replace(path, content):
+    """Write a file so that it is either as it was or complete."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def _today():
+    return date.today().isoformat()
+
+
+def _processor():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _short(setting):
+    return ", ".join(f"{name} {value}" for name, value in setting.items())

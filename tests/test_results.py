@@ -1,0 +1,52 @@
+"""The records in results/ belong to the notebooks as they are now."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+from cells import define, definitions, experiments_of
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
+from test_fingerprint import NOTEBOOK
+
+from lab.experiments import codes_of
+from lab.fingerprint import fingerprint
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+EXPERIMENTS = [(path, *pair) for path in NOTEBOOKS for pair in experiments_of(path).items()]
+
+
+def test_each_experiment_has_a_record_and_each_record_an_experiment():
+    recorded = {path.stem for path in (ROOT / "results").glob("*.json")}
+    assert {name for _, name, _ in EXPERIMENTS} == recorded
+    files = {path.name for path in (ROOT / "results").glob("*.*")}
+    assert files <= {f"{name}.{kind}" for name in recorded for kind in ("csv", "json", "npz")}
+
+
+@pytest.mark.parametrize(("path", "name", "run"), EXPERIMENTS, ids=[e[1] for e in EXPERIMENTS])
+def test_a_record_was_computed_or_audited_with_the_present_code(path, name, run):
+    manifest = json.loads((ROOT / "results" / f"{name}.json").read_text())
+    assert path.name.startswith(name[:2])
+    assert fingerprint(definitions(path)[run]) in codes_of(manifest), (
+        f"The code behind results/{name}.csv has changed since. If results should be the same, "
+        f"`make audit NB={name[:2]}` runs a tenth again and stamps the record; "
+        f"`make reproduce NB={name[:2]}` computes all of it anew."
+    )
+
+
+def test_the_fingerprint_from_cells_is_that_in_a_kernel(tmp_path):
+    head, tail = NOTEBOOK.split("def helper")
+    sources = [head, "print('other work')", f"def helper{tail}"]
+    sources.append("from lab.fingerprint import fingerprint\nprint(fingerprint(run))")
+    # Closures aren't literals: a run that refers to one can't be recorded from a notebook's cells.
+    sources = [
+        s.replace("double(add(Shift().apply(helper(value))))", "helper(value)") for s in sources
+    ]
+    notebook = new_notebook(cells=[new_code_cell(source) for source in sources])
+    nbformat.write(notebook, tmp_path / "01_test.ipynb")
+    run = definitions(tmp_path / "01_test.ipynb")["run"]
+    NotebookClient(notebook, kernel_name="python3").execute()
+    assert notebook.cells[-1].outputs[-1].text.split()[-1] == fingerprint(run)
+    assert fingerprint(run) != fingerprint(define(NOTEBOOK))
