@@ -170,7 +170,7 @@ class ObjectiveModel(keras.Model):
                 return i + 1
 
             # Keras would start a program for each step, which costs about 0.1 ms.
-            tf.while_loop(lambda i: i < data.x.shape[0], step, [0])
+            tf.while_loop(lambda i: i < tf.shape(data.x)[0], step, [0])
             return self.get_metrics_result()
 
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)

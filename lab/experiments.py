@@ -170,7 +170,8 @@ def _read_or_run(name, run, settings):
         known |= zip(map(_key, waiting), rows_of(run, waiting), strict=True)
     table = pd.DataFrame([setting | row for setting in settings for row in known[_key(setting)]])
     _output_folder().mkdir(parents=True, exist_ok=True)
-    table.to_csv(_output_folder() / f"{name}.csv", index=False)
+    numbers = [column for column in table if not isinstance(table[column].iloc[0], np.ndarray)]
+    table[numbers].to_csv(_output_folder() / f"{name}.csv", index=False)
     return table
 
 

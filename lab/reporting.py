@@ -38,8 +38,8 @@ LOOKS = {
 }
 
 
-def save_figure(figure: Figure, name: str, table: pd.DataFrame) -> None:
-    """Save a figure as `figures/name.png`, its numbers beside it as `figures/name.csv`.
+def save_figure(figure: Figure, name: str, table: pd.DataFrame | None = None) -> None:
+    """Save a figure as `figures/name.png`, and its numbers beside it as `figures/name.csv`.
 
     The environment variable RUN_FOLDER names another folder: `make run` and `make test` set it,
     so that only a complete run replaces the figures.
@@ -47,13 +47,15 @@ def save_figure(figure: Figure, name: str, table: pd.DataFrame) -> None:
     Args:
         figure: what to save.
         name: starts with the number of the notebook, such as "01_training".
-        table: holds every number that the figure shows.
+        table: holds every number that the figure shows, unless a record in `results/` does.
     """
     folder = Path(os.environ.get("RUN_FOLDER", FIGURES))
     folder.mkdir(parents=True, exist_ok=True)
     # The version of matplotlib in the metadata would change the file without changing the figure.
     figure.savefig(folder / f"{name}.png", metadata={"Software": None})
-    table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+    if table is not None:
+        path = folder / f"{name}.csv"
+        table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def draw_mean(

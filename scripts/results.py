@@ -5,7 +5,7 @@ import pandas as pd
 from lab.data import ROOT
 from lab.reporting import plus_minus
 
-FIGURES = ROOT / "figures"
+FIGURES, RESULTS = ROOT / "figures", ROOT / "results"
 
 
 def read(name):
@@ -41,14 +41,15 @@ def matched():
 
 
 def terms():
-    strength = read("04_strength").pivot(index="seed", columns="w")
-    alone = strength.xs("0 (y-term alone)", axis=1, level="w")
-    for w, name in (("1", "at its published strength"), ("78.4", "at that of the plain norm")):
-        gain = strength.xs(w, axis=1, level="w") - alone
+    strength = pd.read_csv(RESULTS / "04_strength.csv").query("y_weight == 1")
+    by_weight = strength.pivot(index="seed", columns="x_weight", values=["clean", "noisy"])
+    clean, noisy = by_weight["clean"], by_weight["noisy"]
+    epochs = strength["epochs"].max()
+    for w, name in ((1.0, "at its published strength"), (78.4, "at that of the plain norm")):
         yield (
-            f"the x-term, {name}, after 200 steps",
-            f"{interval(gain['clean (%)'])} points of test accuracy, "
-            f"{interval(gain['noisy (%)'])} with noise",
+            f"the x-term, {name}, after {epochs} epochs",
+            f"{interval(clean[w] - clean[0.0])} points of test accuracy, "
+            f"{interval(noisy[w] - noisy[0.0])} with noise",
         )
     scale = read("04_scale").pivot(index="seed", columns=["objective", "ε"])["accuracy"]
     difference = scale["gradient loss"] - scale["25 × gradient loss"]

@@ -96,15 +96,32 @@ def test_most_cells_are_compared(notebook):
     assert len(ignored) < len(code_cells(notebook)) / 2
 
 
+FORMULAS_AND_LINKS = re.compile(r"\$\$.*?\$\$|\$[^$]+\$|`[^`]*`|\]\([^)]*\)|arXiv:\S+", re.DOTALL)
+
+
+def test_each_decimal_in_prose_is_in_an_output_or_a_setting(notebook):
+    prose, shown = [], []
+    for cell in notebook["cells"]:
+        (prose if cell["cell_type"] == "markdown" else shown).append("".join(cell["source"]))
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            for text in (output.get("text", ""), data.get("text/plain", "")):
+                shown.append("".join(text))
+    decimals = re.findall(r"(?<![\w.])\d+\.\d+", FORMULAS_AND_LINKS.sub("", "\n".join(prose)))
+    unknown = set(decimals) - set(re.findall(r"\d+\.\d+", "\n".join(shown)))
+    assert not unknown, f"no cell computes these numbers, or says them otherwise: {unknown}"
+
+
 def test_only_known_tags(notebook):
     for cell in notebook["cells"]:
         assert set(tags(cell)) <= {"parameters", "nbval-ignore-output"}
 
 
-def test_figures_are_those_that_the_notebooks_draw_each_with_its_numbers():
+def test_figures_are_those_that_the_notebooks_draw_with_their_numbers():
     drawn = set()
     for path in NOTEBOOKS:
-        names = re.findall(r'save_figure\(\w+, \\"(\w+)\\"', path.read_text())
-        assert all(name.startswith(path.name[:3]) for name in names), names
-        drawn |= {f"{name}.{kind}" for name in names for kind in ("png", "csv")}
+        calls = re.findall(r'save_figure\(\w+, \\"(\w+)\\"(, )?', path.read_text())
+        assert all(name.startswith(path.name[:3]) for name, _ in calls), calls
+        drawn |= {f"{name}.png" for name, _ in calls}
+        drawn |= {f"{name}.csv" for name, table in calls if table}
     assert {path.name for path in (ROOT / "figures").iterdir()} == drawn

@@ -75,3 +75,24 @@ def test_a_stack_is_the_batches_in_their_order():
     for position, (x, y) in enumerate(batches(X, Y, 50, [3, 0])):
         np.testing.assert_array_equal(stack.x[position], x)
         np.testing.assert_array_equal(stack.y[position], y)
+
+
+def test_stacks_of_other_lengths_follow_each_other():
+    """TensorFlow then compiles once more, for stacks of any length."""
+
+    def fit(trainer, length):
+        trainer.fit(batches(X[:length], Y[:length], 10, stacked=True), verbose=0)
+
+    def trainer():
+        keras.utils.set_random_seed(7)
+        network = keras.Sequential([keras.Input([12]), keras.layers.Dense(4, "softmax")])
+        trainer = GradientLossModel(network, mean_squared_error)
+        trainer.compile("sgd", jit_compile=True)
+        return trainer
+
+    one, single = trainer(), trainer()
+    for length in (10, 100, 50):
+        fit(one, length)
+        single.fit(batches(X[:length], Y[:length], 10), verbose=0, shuffle=False)
+    for a, b in zip(one.get_weights(), single.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
