@@ -22,8 +22,8 @@ from lab.fingerprint import fingerprint
 from lab.sweeps import rows_of, run_side_by_side, settings_of, versions
 
 RESULTS = ROOT / "results"
-# A repetition on another machine differs by rounding alone, which one epoch can't magnify much.
-FIRST_EPOCH_TOLERANCE = 2e-4
+# Relative. A repetition elsewhere differs by rounding, which one epoch magnified to 1.5e-4 at most.
+FIRST_EPOCH_TOLERANCE = 1e-3
 AUDITED_BY_DEFAULT = 2
 
 

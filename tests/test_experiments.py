@@ -128,8 +128,8 @@ def change(notebook, column, row, value):
     [
         ("accuracy", 13.4, None),  # It is 11.333 with weight 1, seed 1 and epoch 1: see below.
         ("accuracy", 14.9, "weight 1, seed 1: accuracy (row 1) is recorded as 14.9, and now 11.3"),
-        ("first_epoch_loss", 0.33334, None),
-        ("first_epoch_loss", 0.3335, "first_epoch_loss (row 1) is recorded as 0.3335"),
+        ("first_epoch_loss", 0.3334, None),
+        ("first_epoch_loss", 0.334, "first_epoch_loss (row 1) is recorded as 0.334,"),
     ],
 )
 def test_a_changed_number_is_named_if_it_is_out_of_tolerance(recorded, column, value, found):
