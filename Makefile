@@ -18,14 +18,14 @@ run-all: install ## run all notebooks, replace each by its new run if it succeed
 run: install ## run one: make run NB=01; with PARAMS="-p epochs 2" the result goes to runs/
 	@$(BIN)/python scripts/run_notebooks.py --only "$(NB)" $(PARAMS)
 
-reproduce: install ## compute every record in results/ anew, hours, goes on where it was stopped
+reproduce: install ## compute the records in results/ anew; goes on where it was stopped
 	@$(BIN)/python scripts/run_notebooks.py --reproduce $(if $(NB),--only "$(NB)")
 	@$(BIN)/cog -r README.md
 
 audit: install ## run a tenth of the records again, or AUDIT=all; stamps them with the present code
 	@AUDIT=$${AUDIT:-0.1} $(BIN)/python scripts/run_notebooks.py $(if $(NB),--only "$(NB)")
 
-readme: install ## write the results table of README.md from the numbers in figures/
+readme: install ## write the results table of README.md from the numbers in figures/ and results/
 	@$(BIN)/cog -r README.md
 
 cluster: install ## add Dask, for sweeps over several machines

@@ -1,4 +1,6 @@
-"""The results table of README.md, from the numbers behind the figures. `make readme` writes it."""
+"""The results table of README.md, from records and figures. `make readme` writes it."""
+
+import re
 
 import pandas as pd
 
@@ -73,6 +75,8 @@ def noise():
     noisy = read("06_noise").set_index(["noise", "strength", "objective", "seed"])["accuracy"]
     corruptions = read("06_corruptions").set_index(["corruption", "objective", "seed"])["accuracy"]
     noisy, corruptions = noisy.sort_index(), corruptions.sort_index()
+    (notebook,) = ROOT.glob("notebooks/06_*.ipynb")
+    (epochs,) = re.findall(r'"epochs = (\d+)', notebook.read_text())
     for what, accuracy in (
         ("Gaussian noise of standard deviation 0.4", noisy.loc[("Gaussian", 0.4)]),
         ("15 corruptions of MNIST-C, mean", corruptions.loc["mean of the 15"]),
@@ -80,7 +84,10 @@ def noise():
         accuracy = accuracy.unstack("objective")
         for other in ("mean squared error", "cross-entropy"):
             difference = accuracy["gradient loss"] - accuracy[other]
-            yield f"{what}: gradient loss minus {other}", f"{interval(difference)} points"
+            yield (
+                f"{what}, after {epochs} epochs: gradient loss minus {other}",
+                f"{interval(difference)} points",
+            )
 
 
 def attacked():
