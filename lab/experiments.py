@@ -86,7 +86,7 @@ def codes_of(manifest: dict[str, Any]) -> list[str]:
 
 def _check(settings):
     for setting in settings:
-        if setting.keys() != settings[0].keys():
+        if list(setting) != list(settings[0]):
             raise ValueError(f"{setting} has other names than {settings[0]}; give all the same.")
         for name, value in setting.items():
             if not isinstance(value, (str, bool, int, float)):
@@ -94,6 +94,8 @@ def _check(settings):
                     f"{name} is {value!r}; a record holds names and numbers only, by which the run "
                     "finds or builds what it needs."
                 )
+    if len(set(map(_key, settings))) < len(settings):
+        raise ValueError("The grid has a setting twice; give each once.")
 
 
 def _output_folder():
@@ -103,11 +105,11 @@ def _output_folder():
 
 def _key(setting):
     """A setting as it is found again in a CSV file, where "25", 25 and 25.0 are the same."""
-    key = list(setting.values())
-    for position, value in enumerate(key):
+    key = dict(setting)
+    for name, value in setting.items():
         with contextlib.suppress(ValueError):
-            key[position] = float(value)
-    return tuple(key)
+            key[name] = float(value)
+    return tuple(sorted(key.items()))
 
 
 def _load(folder, name):
@@ -178,7 +180,10 @@ def _read_or_run(name, run, settings):
 def _audit(name, run, settings, code, tolerance, record, manifest):
     share, count = os.environ.get("AUDIT"), AUDITED_BY_DEFAULT
     if share is not None:
-        count = math.ceil((1 if share == "all" else float(share)) * len(settings))
+        share = 1.0 if share == "all" else float(share)
+        if not 0 <= share <= 1:
+            raise ValueError(f"AUDIT is {share}; make it all, or a share from 0 to 1.")
+        count = math.ceil(share * len(settings))
 
     def by_hash(setting):
         return hashlib.sha256(f"{code}{_key(setting)}".encode()).hexdigest()
@@ -243,7 +248,7 @@ def _plain(row):
 def _reproduce(name, run, settings, code, tolerance):
     """Run all settings that the partial record lacks; then write the record and its manifest."""
     partial = RESULTS / f"{name}.partial.csv"
-    made_with = f"{code[:16]} {' '.join(versions().values())}"
+    made_with = json.dumps([code[:16], platform.python_version(), versions()])
     finished = _read_partial(partial, made_with)
     waiting = {_key(setting): setting for setting in settings if _key(setting) not in finished}
     failures = []

@@ -29,6 +29,10 @@ LIBRARIES = [
 ]
 
 
+# What each module was when its fingerprint was first taken in this process.
+_texts = {}
+
+
 def fingerprint(function: Callable) -> str:
     """Hash the code that a call of `function` reaches, as 64 hexadecimal digits.
 
@@ -43,6 +47,7 @@ def fingerprint(function: Callable) -> str:
     Raises:
         TypeError: if the code refers to anything else than modules, functions, classes and
             literals: its value can change the result, and isn't part of the code.
+        RuntimeError: if a module was edited since its fingerprint was first taken.
     """
     modules = {}
     description = _describe(function, getattr(function, "__name__", ""), {}, modules)
@@ -51,7 +56,7 @@ def fingerprint(function: Callable) -> str:
 
 def _describe(value, name, seen, modules):
     """Describe what `name` refers to, and add the modules that this reaches."""
-    value = inspect.unwrap(value) if callable(value) else value
+    wrapper, value = value, inspect.unwrap(value) if callable(value) else value
     if isinstance(value, ModuleType):
         _add_module(value.__name__, modules)
         return value.__name__
@@ -75,12 +80,30 @@ def _describe(value, name, seen, modules):
     seen[id(value)] = len(seen)
     tree = _tree_of(value, functions[0].__code__.co_filename)
     _add_imports(tree, None, modules)
+    if wrapper is not value and not tree.decorator_list:
+        raise TypeError(f"{name} is {value.__qualname__}, wrapped by a call; decorate it with @.")
+    if inspect.isclass(value) and any(
+        not f.__qualname__.startswith(f"{value.__qualname__}.") for f in functions
+    ):
+        raise TypeError(f"A method of {name} was replaced; define it in the class.")
+    # What a definition took from names that may mean something else by now.
+    held = [v for f in functions for v in f.__defaults__ or ()]
+    held += [v for f in functions for v in (f.__kwdefaults__ or {}).values()]
+    held += [v for k, v in vars(value).items() if is_literal(v) and not k.startswith("__")]
+    cells = getattr(wrapper, "__closure__", None) or () if wrapper is not value else ()
+    held += [c.cell_contents for c in cells if is_literal(c.cell_contents)]
     namespace = dict(functions[0].__globals__)
     for each in functions:
         cells = zip(each.__code__.co_freevars, each.__closure__ or (), strict=True)
         namespace |= {free: cell.cell_contents for free, cell in cells if free != "__class__"}
+    for node in ast.walk(tree):
+        # In pkg.sub.f, pkg.sub may be a module that no import in this definition names.
+        root, _, rest = ast.unparse(node).partition(".") if hasattr(node, "attr") else ("", "", "")
+        if isinstance(namespace.get(root), ModuleType):
+            _add_module(f"{namespace[root].__name__}.{rest}", modules)
     names = sorted(_global_names(tree) & namespace.keys())
-    return _dump(tree), [(n, _describe(namespace[n], n, seen, modules)) for n in names]
+    held = [_describe(v, f"a value that {name} holds", seen, modules) for v in held]
+    return _dump(tree), held, [(n, _describe(namespace[n], n, seen, modules)) for n in names]
 
 
 def _function_of(member):
@@ -101,8 +124,14 @@ def _add_module(name, modules):
     if name in modules or name in WITHOUT_RESULTS or _is_library(name):
         return
     spec = _find_spec(name)
-    if spec:
-        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    if spec and spec.has_location:
+        text = Path(spec.origin).read_text(encoding="utf-8")
+        if _texts.setdefault(spec.origin, text) != text:
+            raise RuntimeError(
+                f"{spec.origin} was edited since it was first used. Restart the kernel, as worker "
+                "processes still have what it was."
+            )
+        tree = ast.parse(text)
         modules[name] = _dump(tree)
         _add_imports(tree, spec.parent, modules)
         if spec.parent:
@@ -138,8 +167,10 @@ def _is_library(name):
     if package in ("lab", "utils"):
         return False
     spec = _find_spec(package)
-    if spec is None or not spec.has_location:
+    if spec is None or not (spec.has_location or spec.submodule_search_locations):
         return True
+    if not spec.has_location:
+        return False
     return any(Path(spec.origin).resolve().is_relative_to(folder) for folder in LIBRARIES)
 
 

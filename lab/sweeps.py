@@ -26,7 +26,7 @@ from lab.data import ROOT
 from lab.fingerprint import fingerprint, is_literal
 
 CACHE = ROOT / "cache"
-LIBRARIES = ("tensorflow", "keras", "numpy", "scipy", "scikit-learn")
+LIBRARIES = ("tensorflow", "keras", "numpy", "scipy", "scikit-image", "scikit-learn")
 
 
 def sweep(
@@ -42,8 +42,8 @@ def sweep(
     Each run has one thread. There is a process for each core, or, on a Dask cluster, for each
     thread of its workers. A result is on disk as soon as the run is finished, so a sweep that was
     interrupted continues where it stopped. It is found again only if its setting, the fingerprint
-    of `run` (see `lab.fingerprint`) and the versions of Python, TensorFlow, Keras, NumPy, SciPy
-    and scikit-learn are the same. Files that a run reads are not looked at. After editing a
+    of `run` (see `lab.fingerprint`) and the versions of Python and the numerical libraries are
+    the same. Files that a run reads are not looked at. After editing a
     module, restart the kernel: the processes import what is on disk then.
 
     Args:

@@ -115,7 +115,8 @@ def train(
 
     Initial weights, batches and their order depend on the seed alone, so that runs with the same
     seed are pairs, whatever their objective. Sets the random seeds of Python, NumPy and Keras.
-    A run like the one before it, but for the seed, the data and the epochs, is not compiled again.
+    A run like the one before it, but for the seed, the data and the epochs, is not compiled again:
+    what else in the network depends on the seed must be a variable.
 
     Args:
         network: function that returns a new `keras.Model`, such as `mnist_network`.
@@ -192,7 +193,8 @@ _programs = []
 
 def _compile(network, objective, x, y, batch_size, options, jit_compile):
     shapes = [(array.shape[1:], str(array.dtype)) for array in (x, y)]
-    key = _serialize([network, objective, shapes, batch_size, options, jit_compile])
+    config = keras.config.dtype_policy().name, keras.config.floatx(), keras.config.epsilon()
+    key = _serialize([network, objective, shapes, batch_size, options, jit_compile, config])
     last = _programs.pop() if _programs else None
     if last and key and last[0] == key:
         return last

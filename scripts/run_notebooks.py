@@ -94,6 +94,7 @@ def execute(notebook, executed, papermill_options):
     log = executed.with_name("kernel.log")
     log.touch()
     os.environ.update(RUN_FOLDER=str(log.parent), KERNEL_LOG=str(log), JUPYTER_PREFER_ENV_PATH="1")
+    os.environ.pop("CLAIMS", None)
     os.environ |= {"CLAIMS": "report"} if papermill_options else {}
     # A fork has everything imported, which takes seconds otherwise.
     process = multiprocessing.get_context("fork").Process(target=run_papermill, args=[arguments])
@@ -165,8 +166,9 @@ def publish(notebook, executed):
         if old.name not in drawn:
             old.unlink()
     for new in executed.parent.glob("results/*"):
+        if new.suffix == ".csv":
+            (results / f"{new.stem}.partial.csv").unlink(missing_ok=True)
         new.replace(results / new.name)
-        (results / f"{new.stem}.partial.csv").unlink(missing_ok=True)
     executed.replace(notebook)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 

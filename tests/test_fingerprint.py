@@ -138,6 +138,41 @@ def test_a_value_whose_changes_would_go_unnoticed_is_named(line, named):
         )
 
 
+def definition(*lines):
+    return define("\n".join([*lines, "def run(value=1):", "    return use(value)"]))
+
+
+DEFAULT = ["def use(x, s=S):", "    return s"]
+ATTRIBUTE = ["class use:", "    s = S", "    def f(self):", "        return self.s"]
+FACTORY = ["def make(k):", "    def f(x, k=k):", "        return k", "    return f"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["S = 2", *DEFAULT], ["S = 1", *DEFAULT, "S = 2"]),
+        (["S = 2", *ATTRIBUTE], ["S = 1", *ATTRIBUTE, "S = 2"]),
+        ([*FACTORY, "use = make(1)"], [*FACTORY, "use = make(2)"]),
+    ],
+)
+def test_a_value_that_a_definition_took_counts_and_not_what_its_name_means_now(one, other):
+    assert fingerprint(definition(*one)) != fingerprint(definition(*other))
+
+
+def test_what_a_call_wrapped_is_refused():
+    lines = ["import functools", "def base(x):", "    return x", "def twice(f):"]
+    lines += ["    @functools.wraps(f)", "    def g(x):", "        return 2 * f(x)", "    return g"]
+    with pytest.raises(TypeError, match="use is base, wrapped by a call; decorate it with @"):
+        fingerprint(definition(*lines, "use = twice(base)"))
+
+
+def test_a_module_that_is_reached_through_its_package_counts():
+    modules = {}
+    source = "import lab, lab.data\ndef run():\n    return lab.data.load_mnist()\n"
+    module._describe(define(source), "run", {}, modules)
+    assert set(modules) == {"lab.data"}
+
+
 def test_an_objective_is_told_by_the_values_that_it_holds():
     source = NOTEBOOK.replace(
         "double = make(2)", "double = gradient_loss_objective(helper, (1, 2))"
@@ -160,6 +195,7 @@ def package(tmp_path, monkeypatch):
     for name in ("its_module", "its_helper"):
         sys.modules.pop(name, None)
     module._is_library.cache_clear()
+    module._texts.clear()
 
 
 @pytest.mark.parametrize("file", ["its_module.py", "its_helper.py"])
@@ -168,8 +204,12 @@ def test_changes_with_a_module_outside_of_the_libraries_and_with_those_it_import
     before = fingerprint(define(source))
     text = (package / file).read_text()
     (package / file).write_text(f"# A comment.\n{text}")
+    with pytest.raises(RuntimeError, match=f"{file} was edited since .* Restart the kernel"):
+        fingerprint(define(source))
+    module._texts.clear()
     assert fingerprint(define(source)) == before
     (package / file).write_text(text.replace("return", "return 5 *"))
+    module._texts.clear()
     assert fingerprint(define(source)) != before
 
 
