@@ -84,6 +84,13 @@ def codes_of(manifest: dict[str, Any]) -> list[str]:
     return [manifest["code"], *(audited["code"] for audited in manifest["audited"])]
 
 
+def checksums(folder: Path, manifest: dict[str, Any], name: str) -> dict[str, str]:
+    """The SHA-256 of each file of a record, by its ending."""
+    kinds = ["csv", *(["npz"] if manifest["arrays"] else [])]
+    contents = {kind: (folder / f"{name}.{kind}").read_bytes() for kind in kinds}
+    return {kind: hashlib.sha256(content).hexdigest() for kind, content in contents.items()}
+
+
 def _check(settings):
     for setting in settings:
         if list(setting) != list(settings[0]):
@@ -341,7 +348,8 @@ def _write_record(name, settings, finished, code, tolerance):
         "grid": {k: list(dict.fromkeys(s[k] for s in settings)) for k in settings[0]},
     }
     written = pd.read_csv(folder / f"{name}.csv")
-    _write_manifest(name, manifest | {"layout": _layout(written, manifest)})
+    sums = {"layout": _layout(written, manifest), "sha256": checksums(folder, manifest, name)}
+    _write_manifest(name, manifest | sums)
 
 
 def _write_manifest(name, manifest):

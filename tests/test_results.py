@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 from test_fingerprint import NOTEBOOK
 
-from lab.experiments import codes_of
+from lab.experiments import checksums, codes_of
 from lab.fingerprint import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +34,12 @@ def test_a_record_was_computed_or_audited_with_the_present_code(path, name, run)
         f"`make audit NB={name[:2]}` runs a tenth again and stamps the record; "
         f"`make reproduce NB={name[:2]}` computes all of it anew."
     )
+
+
+def test_no_record_was_changed_by_hand():
+    for path in (ROOT / "results").glob("*.json"):
+        manifest = json.loads(path.read_text())
+        assert checksums(path.parent, manifest, path.stem) == manifest["sha256"], path.stem
 
 
 def test_the_fingerprint_from_cells_is_that_in_a_kernel(tmp_path):
