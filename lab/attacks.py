@@ -41,11 +41,12 @@ def pgd(
         epsilon: radius of the ball, at least 0, in units of x.
         norm: "inf" for the largest change of an element, "2" for the Euclidean norm.
         steps: how many gradient steps from each start; their size falls linearly from epsilon.
-        starts: how many random starts for each loss; 0 starts once, from the sample itself.
-        losses: what is increased: "cross-entropy", "margin", or both. The margin is the logit of a
-            wrong class minus that of the label: of the strongest wrong class in the first start,
-            of the second strongest in the next (S. Gowal et al., "An alternative surrogate loss
-            for PGD-based adversarial testing", arXiv:1910.09338, 2019).
+        starts: how many random starts for cross-entropy; each margin has one. 0 starts once for
+            each, from the sample itself.
+        losses: what is increased: "cross-entropy", "margin", or both. A margin is the logit of a
+            wrong class minus that of the label; those of all wrong classes are attacked in turn,
+            the strongest first (S. Gowal et al., "An alternative surrogate loss for PGD-based
+            adversarial testing", arXiv:1910.09338, 2019).
         seed: of the random starts.
         batch_size: how many samples are attacked at a time.
 
@@ -60,16 +61,17 @@ def pgd(
     if norm not in NORMS or not losses or not set(losses) <= set(LOSSES):
         raise ValueError(f"Choose norm of {NORMS} and losses of {LOSSES}, not {norm}, {losses}.")
     epsilon = float(epsilon)
-    generator = np.random.default_rng(seed)
     robust = np.ones(len(x), bool)
-    for start in range(max(starts, 1)):
-        for loss in losses:
-            change = (
-                _random_change(x.shape, epsilon, norm, generator) if starts else np.zeros_like(x)
-            )
-            attack = _compiled_pgd(model, loss, norm)
+    for loss in losses:
+        attack = _compiled_pgd(model, loss, norm)
+        wrong_classes = model(x[:1]).shape[-1] - 1
+        for number in range(wrong_classes if loss == "margin" else max(starts, 1)):
+            change = np.zeros_like(x)
+            if starts:
+                generator = np.random.default_rng([seed, LOSSES.index(loss), number])
+                change = _random_change(x.shape, epsilon, norm, generator)
             arrays = x, labels, change
-            robust = _run_in_batches(attack, arrays, robust, batch_size, epsilon, steps, start)
+            robust = _run_in_batches(attack, arrays, robust, batch_size, epsilon, steps, number)
     return robust
 
 
@@ -183,7 +185,7 @@ def _compiled_pgd(model, loss, norm):
         classes = logits.shape[-1]
         label = tf.one_hot(labels, classes)
         strongest = tf.math.top_k(logits - 1e9 * label, classes - 1).indices
-        target = tf.one_hot(tf.gather(strongest, rank % (classes - 1), axis=1), classes)
+        target = tf.one_hot(tf.gather(strongest, tf.minimum(rank, classes - 2), axis=1), classes)
 
         def step(number, point, robust):
             gradient, right = gradient_of(point, label, target)
@@ -238,7 +240,10 @@ def _compiled_square(model):
             streams = [key + tf.stack([number, stream]) for stream in range(1, 4)]
             rows, columns = is_inside(streams[0], size), is_inside(streams[1], size)
             inside = rows[:, :, None] & columns[:, None, :]
-            candidate = tf.where(inside, signs([n, 1, 1], streams[2]), change)
+            sign = signs([n, 1, 1], streams[2])
+            # A square that is all of this sign would be a query for nothing.
+            is_new = tf.reduce_any(inside & (change != sign), axis=[1, 2], keepdims=True)
+            candidate = tf.where(inside, tf.where(is_new, sign, -sign), change)
             new_margin = margin_of(candidate)
             better = new_margin < margin
             change = tf.where(better[:, None, None], candidate, change)
@@ -248,9 +253,9 @@ def _compiled_square(model):
             return (number < queries) & tf.reduce_any(margin > 0)
 
         stripes = tf.broadcast_to(signs([n, 1, side], key), [n, side, side])
-        # The image itself counts, too.
-        margin = tf.minimum(margin_of(tf.zeros_like(images)), margin_of(stripes))
-        state = tf.constant(0), stripes, margin
-        return tf.while_loop(go_on, query, state)[2] > 0
+        # The margin has to be that of the stripes, or what improves on them would be refused.
+        state = tf.constant(0), stripes, margin_of(stripes)
+        withstands = tf.while_loop(go_on, query, state)[2] > 0
+        return withstands & (margin_of(tf.zeros_like(images)) > 0)
 
     return attack

@@ -130,6 +130,20 @@ def test_stronger_attacks_never_score_higher(linear):
     assert pgd(model, x, labels, 1).mean() < 0.01
 
 
+def test_the_margins_of_all_wrong_classes_are_attacked():
+    class Decoy(keras.Model):
+        """Darker pixels favour the second class, not enough to win; brighter ones the last."""
+
+        def call(self, x, training=None):
+            change = tf.reduce_mean(x, axis=1) - 0.5
+            others = [tf.zeros_like(change) - 20] * 7
+            return tf.stack([0 * change, -1 - 5 * change, *others, -8 + 81 * change], axis=1)
+
+    x, labels = np.full([20, 16], 0.5, "float32"), np.zeros(20, "int64")
+    assert pgd(Decoy(), x, labels, 0.1, starts=0, losses=["cross-entropy"]).all()
+    assert not pgd(Decoy(), x, labels, 0.1, starts=0, losses=["margin"]).any()
+
+
 def test_the_size_of_the_batches_does_not_matter(linear):
     model, x, labels = linear
     x, labels = x[:300], labels[:300]
@@ -156,7 +170,8 @@ def test_square_attack_finds_no_more_than_there_is(linear):
     exact = exact_l_inf(model, x, labels, 0.03)
     measured = square_attack(model, x, labels, 0.03, queries=2000)
     assert not np.any(exact & ~measured) and not np.any(measured & ~clean)
-    assert measured.mean() < (clean.mean() + exact.mean()) / 2
+    # A margin that isn't that of the changed image, refusing improvements, leaves 0.415 here.
+    assert measured.mean() < 0.75 * exact.mean() + 0.25 * clean.mean()
 
 
 def test_square_attack_sees_through_masked_gradients():
