@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
@@ -16,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from lab.data import ROOT
 from lab.fingerprint import fingerprint
-from lab.sweeps import rows_of, run_side_by_side, settings_of, versions
+from lab.sweeps import clear_progress, rows_of, run_side_by_side, settings_of, versions
 
 RESULTS = ROOT / "results"
 # Relative. A repetition elsewhere differs by rounding, which one epoch magnified to 1.5e-4 at most.
@@ -33,15 +35,16 @@ def experiment(
     grid: dict[str, Iterable] | list[dict[str, Any]],
     *,
     tolerance: dict[str, float],
+    measure: Callable[[Any], dict | list[dict]] | None = None,
 ) -> pd.DataFrame:
     """Return the recorded results of `run(**setting)` for each setting, after auditing some.
 
     The record is `results/NAME.csv`. Some of its settings are run again from scratch and must
     agree with it; a hash of the code decides which. The environment variable AUDIT names another
     share of them than two: "all", or a number from 0 to 1; these are computed anew, even if the
-    cache remembers them. With REPRODUCE=1, which `make reproduce` sets, all settings are run, and
-    the results become the new record. What is finished by then is in `results/NAME.partial.csv`,
-    from which the next attempt goes on.
+    cache remembers them. With REPRODUCE, which `make reproduce` sets to "all" or the number of a
+    notebook, all settings are run, and the results become the new record. What is finished by then
+    is in `results/NAME.partial.csv`, from which the next attempt goes on.
 
     In a run with other parameters, when the runner sets CLAIMS to "report", settings that are not
     in the record are computed there and then.
@@ -56,6 +59,11 @@ def experiment(
         grid: as `sweep` takes it; its values are names and numbers.
         tolerance: for each result that a repetition elsewhere may not meet exactly, by how much it
             may differ; of a boolean array, in which share of its values.
+        measure: if runs return trained networks for others to look at, as bytes made by
+            `lab.networks.to_bytes` under the name "network" in their only or last dict: what
+            measures one of them, a `keras.Model`, as `run` does. They are kept in
+            `results/networks/`, and each audit measures all of them. As nothing is trained, a tenth
+            of the tolerance is allowed.
 
     Returns:
         DataFrame in the order of the grid: a column for each name in the settings, and one for each
@@ -76,6 +84,8 @@ def experiment(
         return _read_or_run(name, run, settings)
     record, manifest = _read(RESULTS, name, settings)
     _audit(name, run, settings, code, tolerance, record, manifest)
+    if manifest["networks"]:
+        _audit_networks(name, measure, settings, tolerance, record, manifest)
     return record
 
 
@@ -85,10 +95,9 @@ def codes_of(manifest: dict[str, Any]) -> list[str]:
 
 
 def checksums(folder: Path, manifest: dict[str, Any], name: str) -> dict[str, str]:
-    """The SHA-256 of each file of a record, by its ending."""
-    kinds = ["csv", *(["npz"] if manifest["arrays"] else [])]
-    contents = {kind: (folder / f"{name}.{kind}").read_bytes() for kind in kinds}
-    return {kind: hashlib.sha256(content).hexdigest() for kind, content in contents.items()}
+    """The SHA-256 of each file of a record, by its path in `results/`."""
+    files = [f"{name}.csv", *([f"{name}.npz"] if manifest["arrays"] else []), *manifest["networks"]]
+    return {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in files}
 
 
 def _check(settings):
@@ -168,6 +177,32 @@ def _by_setting(record, names):
     return by_setting
 
 
+def _network_file(name, setting):
+    """Where the network of a setting is, in `results/`."""
+    values = [re.sub(r"\W+", "-", str(value)) for value in setting.values()]
+    return "networks/" + "_".join([name, *values]) + ".keras"
+
+
+def _audit_networks(name, measure, settings, tolerance, record, manifest):
+    import keras
+
+    recorded = _by_setting(record, list(settings[0]))
+    tight = {column: allowed / 10 for column, allowed in tolerance.items()}
+    faults = []
+    for setting in settings:
+        file = _network_file(name, setting)
+        if file in manifest["networks"]:
+            measured = measure(keras.saving.load_model(RESULTS / file))
+            rows = _rounded(measured if isinstance(measured, list) else [measured])
+            expected = [{k: row[k] for k in rows[0]} for row in recorded[_key(setting)]]
+            faults += [f"{file}: {fault}" for fault in _differences(expected, rows, tight)]
+    if faults:
+        raise AssertionError(
+            f"{len(faults)} numbers of the record {name} aren't those of the networks beside it:\n"
+            + "\n".join(faults)
+        )
+
+
 def _read_or_run(name, run, settings):
     try:
         known = _with_arrays(*_load(RESULTS, name), RESULTS, name)
@@ -200,7 +235,8 @@ def _audit(name, run, settings, code, tolerance, record, manifest):
         return
     recorded = _by_setting(record, list(settings[0]))
     faults = []
-    for setting, rows in zip(sample, rows_of(run, sample, fresh=share is not None), strict=True):
+    repeated = rows_of(run, sample, fresh=share is not None, quiet=True)
+    for setting, rows in zip(sample, repeated, strict=True):
         found = _differences(recorded[_key(setting)], _rounded(rows), tolerance)
         faults += [f"{_short(setting)}: {fault}" for fault in found]
     if faults:
@@ -241,9 +277,13 @@ def _are_close(old, new, allowed):
 
 
 def _rounded(rows):
-    """Rows as they come back from a record."""
+    """Rows as they come back from a record, without networks."""
     return [
-        {k: float(f"{v:.7g}") if isinstance(v, float) else v for k, v in row.items()}
+        {
+            k: float(f"{v:.7g}") if isinstance(v, float) else v
+            for k, v in row.items()
+            if not isinstance(v, bytes)
+        }
         for row in map(_plain, rows)
     ]
 
@@ -259,8 +299,9 @@ def _reproduce(name, run, settings, code, tolerance):
     finished = _read_partial(partial, made_with)
     waiting = {_key(setting): setting for setting in settings if _key(setting) not in finished}
     failures = []
-    with partial.open("a", newline="") as file:
+    with partial.open("a", newline="") as file, _progress(name, settings, waiting) as progress:
         for key, rows, seconds, error in run_side_by_side(run, waiting):
+            progress()
             error = error or _fault(rows)
             if error:
                 failures.append(f"{_short(waiting[key])}: {error}")
@@ -278,10 +319,33 @@ def _reproduce(name, run, settings, code, tolerance):
     _write_record(name, settings, finished, code, tolerance)
 
 
+@contextlib.contextmanager
+def _progress(name, settings, waiting):
+    """A bar over all experiments that are reproduced, by the seconds that they took last time."""
+    scope = os.environ["REPRODUCE"].replace("all", "")
+    manifests = {path.stem: path for path in RESULTS.glob(f"{scope}*.json")}
+    seconds = {stem: json.loads(path.read_text())["seconds"] for stem, path in manifests.items()}
+    seconds.setdefault(name, 10 * len(settings))
+    done = {other for other in seconds if (_output_folder() / f"{other}.json").exists()}
+    done |= {other for other in seconds if other[:2] < name[:2]}
+    each = seconds[name] / len(settings)
+    initial = sum(seconds[other] for other in done - {name}) + each * (len(settings) - len(waiting))
+    bar_format = "{desc}: {percentage:.0f} %|{bar}| {elapsed} gone, {remaining} left"
+    with tqdm(
+        desc=f"{name}, of all experiments",
+        total=sum(seconds.values()),
+        initial=initial,
+        bar_format=bar_format,
+        leave=False,
+    ) as bar:
+        yield lambda: bar.update(each)
+    clear_progress()
+
+
 def _fault(rows):
     if not all("first_epoch_loss" in row for row in rows):
         return "the run doesn't return first_epoch_loss, the mean loss of its first epoch"
-    kinds = (str, bool, int, float, np.ndarray)
+    kinds = (str, bool, int, float, np.ndarray, bytes)
     bad = [name for row in map(_plain, rows) for name, v in row.items() if not isinstance(v, kinds)]
     return f"{bad[0]} is no number, name or boolean array" if bad else None
 
@@ -307,6 +371,8 @@ def _encode(rows):
     def encode(value):
         if isinstance(value, np.ndarray):
             return {"bits": base64.b64encode(np.packbits(value)).decode(), "count": len(value)}
+        if isinstance(value, bytes):
+            return {"file": base64.b64encode(value).decode()}
         return value
 
     return json.dumps([{k: encode(v) for k, v in row.items()} for row in map(_plain, rows)])
@@ -314,6 +380,8 @@ def _encode(rows):
 
 def _decode(text):
     def decode(value):
+        if isinstance(value, dict) and "file" in value:
+            return base64.b64decode(value["file"])
         if isinstance(value, dict):
             packed = np.frombuffer(base64.b64decode(value["bits"]), "uint8")
             return np.unpackbits(packed, count=value["count"]).astype(bool)
@@ -324,10 +392,14 @@ def _decode(text):
 
 def _write_record(name, settings, finished, code, tolerance):
     rows = [s | _plain(row) for s in settings for row in finished[_key(s)][0]]
+    networks = {_network_file(name, s): finished[_key(s)][0][-1].get("network") for s in settings}
+    networks = {file: content for file, content in networks.items() if content}
     arrays = {k: len(v) for k, v in rows[0].items() if isinstance(v, np.ndarray)}
-    numbers = pd.DataFrame(rows).drop(columns=list(arrays))
+    numbers = pd.DataFrame(rows).drop(columns=[*arrays, *(["network"] if networks else [])])
     folder = _output_folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "networks").mkdir(parents=True, exist_ok=True)
+    for file, content in networks.items():
+        _replace(folder / file, content)
     _replace(folder / f"{name}.csv", numbers.to_csv(index=False, float_format="%.7g").encode())
     if arrays:
         buffer = io.BytesIO()
@@ -345,6 +417,7 @@ def _write_record(name, settings, finished, code, tolerance):
         "versions": versions(),
         "measured": [k for k in (*tolerance, "first_epoch_loss") if k in numbers],
         "arrays": arrays,
+        "networks": list(networks),
         "grid": {k: list(dict.fromkeys(s[k] for s in settings)) for k in settings[0]},
     }
     written = pd.read_csv(folder / f"{name}.csv")

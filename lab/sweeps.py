@@ -84,8 +84,12 @@ def rows_of(
     scheduler: str | None = None,
     cache: str | Path = CACHE,
     fresh: bool = False,
+    quiet: bool = False,
 ) -> list[list[dict[str, Any]]]:
-    """What a sweep over these settings finds, as the rows of each; see `sweep`."""
+    """What a sweep over these settings finds, as the rows of each; see `sweep`.
+
+    quiet: show no progress, so that the output of a cell doesn't depend on what was remembered.
+    """
     arguments = [_arguments(run, setting) for setting in settings]
     code = fingerprint(run), sys.version_info[:2], versions()
     keys = [joblib.hash([code, each]) for each in arguments]
@@ -95,12 +99,15 @@ def rows_of(
     waiting = {key: setting for key, setting in waiting.items() if key not in results}
 
     failures = []
-    for key, rows, _, error in run_side_by_side(run, waiting, scheduler):
+    runs = run_side_by_side(run, waiting, scheduler)
+    for key, rows, _, error in tqdm(runs, "runs", len(waiting), leave=False, disable=quiet):
         if error:
             failures.append(f"{_short(waiting[key])}: {error}")
         else:
             remember.call(key, (rows,))
             results |= {key: rows} | _recall(remember, [key])
+    if waiting and not quiet:
+        clear_progress()
     if failures:
         raise RuntimeError(
             f"{len(failures)} of {len(settings)} runs failed; the others are in the cache. To see "
@@ -151,11 +158,15 @@ def run_side_by_side(
             return_as="generator_unordered", batch_size=1, pre_dispatch="all"
         )
         runs = parallel(joblib.delayed(call)(key, run, waiting[key]) for key in waiting)
-        yield from tqdm(runs, "runs", len(waiting), leave=False)
+        yield from runs
+
+
+def clear_progress() -> None:
+    """Drop a progress bar, which differs in each run, from the output of a notebook's cell."""
     if "ipykernel" in sys.modules:
         from IPython.display import clear_output
 
-        clear_output()  # The progress bar, which differs in each run, must not stay in a notebook.
+        clear_output()
 
 
 def _run(key, function, setting):

@@ -35,11 +35,12 @@ def main():
     parser.add_argument("--only", metavar="NB")
     parser.add_argument("--reproduce", action="store_true", help="compute all records anew")
     arguments, papermill_options = parser.parse_known_args()
-    os.environ |= {"REPRODUCE": "1"} if arguments.reproduce else {}
     for number in SIGNALS:
         signal.signal(number, stop)
 
     notebooks = find_notebooks(arguments.only)
+    if arguments.reproduce:
+        os.environ["REPRODUCE"] = notebooks[0].name[:2] if arguments.only else "all"
     start = time.monotonic()
     for done, notebook in enumerate(notebooks):
         left = "" if papermill_options else time_left(notebooks, done, time.monotonic() - start)
@@ -165,10 +166,14 @@ def publish(notebook, executed):
     for old in figures.glob(f"{notebook.name[:2]}_*"):
         if old.name not in drawn:
             old.unlink()
-    for new in executed.parent.glob("results/*"):
-        if new.suffix == ".csv":
-            (results / f"{new.stem}.partial.csv").unlink(missing_ok=True)
-        new.replace(results / new.name)
+    made = executed.parent / "results"
+    for new in made.glob("*.csv"):
+        (results / f"{new.stem}.partial.csv").unlink(missing_ok=True)
+        for old in results.glob(f"networks/{new.stem}_*"):
+            old.unlink()
+    for new in (path for path in made.rglob("*") if path.is_file()):
+        (results / new.relative_to(made)).parent.mkdir(exist_ok=True)
+        new.replace(results / new.relative_to(made))
     executed.replace(notebook)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 

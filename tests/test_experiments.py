@@ -290,6 +290,62 @@ def test_a_results_folder_that_can_not_be_written_is_named(notebook):
         notebook(REPRODUCE="1")
 
 
+WITH_NETWORKS = """
+import keras
+import numpy as np
+from lab import experiment, networks
+
+def measure(network):
+    return {"accuracy": float(network(np.ones([1, 3]))[0, 0])}
+
+def run(seed):
+    keras.utils.set_random_seed(seed)
+    network = keras.Sequential([keras.Input([3]), keras.layers.Dense(1)])
+    kept = {"network": networks.to_bytes(network)} if seed < 2 else {}
+    return {"first_epoch_loss": 1.0} | measure(network) | kept
+"""
+
+
+def test_networks_are_kept_and_each_audit_measures_them(notebook):
+    import keras
+
+    namespace = {"__name__": "__main__"}
+    run = define(WITH_NETWORKS)
+    exec(WITH_NETWORKS, namespace)
+    options = {"tolerance": {"accuracy": 0.01}, "measure": namespace["measure"]}
+    os.environ["REPRODUCE"] = "1"
+    table = experiment("01_test", run, {"seed": range(3)}, **options)
+    os.environ.pop("REPRODUCE")
+    assert list(table) == ["seed", "first_epoch_loss", "accuracy"]
+    files = sorted((notebook.results / "networks").iterdir())
+    assert [file.name for file in files] == ["01_test_0.keras", "01_test_1.keras"]
+    network = keras.saving.load_model(files[1])
+    assert namespace["measure"](network)["accuracy"] == pytest.approx(table["accuracy"][1])
+    experiment("01_test", run, {"seed": range(3)}, **options)
+
+    network.set_weights([1.001 * weight for weight in network.get_weights()])
+    network.save(files[1])
+    off = 0.001 * abs(table["accuracy"][1])
+    experiment(
+        "01_test", run, {"seed": range(3)}, **options | {"tolerance": {"accuracy": 20 * off}}
+    )
+    with pytest.raises(AssertionError, match=r"networks/01_test_1.keras: accuracy \(row 0\)"):
+        options["tolerance"] = {"accuracy": 5 * off}
+        experiment("01_test", run, {"seed": range(3)}, **options)
+
+
+def test_a_bar_goes_over_all_experiments(notebook, capfd):
+    for name, seconds in (("00_before", 30), ("02_after", 30)):
+        notebook.results.mkdir(exist_ok=True)
+        (notebook.results / f"{name}.json").write_text(json.dumps({"seconds": seconds}))
+    run_folder = {"RUN_FOLDER": str(notebook.results.parent / "run")}
+    # Without a record, 6 runs count 10 seconds each.
+    for scope, percent in (("all", 25), ("01", 0)):
+        notebook(REPRODUCE=scope, **run_folder)
+        assert f"01_test, of all experiments: {percent} %" in capfd.readouterr().err
+        (notebook.results / "01_test.partial.csv").unlink()
+
+
 RUNS = """
 import os, sys, time
 from pathlib import Path

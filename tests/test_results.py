@@ -21,8 +21,17 @@ EXPERIMENTS = [(path, *pair) for path in NOTEBOOKS for pair in experiments_of(pa
 def test_each_experiment_has_a_record_and_each_record_an_experiment():
     recorded = {path.stem for path in (ROOT / "results").glob("*.json")}
     assert {name for _, name, _ in EXPERIMENTS} == recorded
+    kinds = ("csv", "json", "npz", "partial.csv")
     files = {path.name for path in (ROOT / "results").glob("*.*")}
-    assert files <= {f"{name}.{kind}" for name in recorded for kind in ("csv", "json", "npz")}
+    assert files <= {f"{name}.{kind}" for name in recorded for kind in kinds}
+
+
+def test_the_networks_are_few_and_each_belongs_to_a_record():
+    manifests = [json.loads(path.read_text()) for path in (ROOT / "results").glob("*.json")]
+    kept = sorted(file for manifest in manifests for file in manifest["networks"])
+    networks = (ROOT / "results" / "networks").glob("*")
+    assert sorted(f"networks/{path.name}" for path in networks) == kept
+    assert len(kept) <= 20
 
 
 @pytest.mark.parametrize(("path", "name", "run"), EXPERIMENTS, ids=[e[1] for e in EXPERIMENTS])
