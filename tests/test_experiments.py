@@ -389,3 +389,27 @@ def test_kill_in_the_middle_of_a_reproduction_loses_the_runs_in_flight_only(tmp_
     assert len(started) == 4, "three that were in flight or waiting, and the one cut in half"
     assert len(pd.read_csv(tmp_path / "results" / "01_test.csv")) == 8
     assert (Path(tmp_path) / "results" / "01_test.json").exists()
+
+
+def test_a_dask_worker_that_is_killed_costs_no_more_than_its_runs(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    (tmp_path / "program.py").write_text(RUNS)
+    command = [sys.executable, tmp_path / "program.py", str(tmp_path)]
+    with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster:
+        environment = {**os.environ, "REPRODUCE": "01", "RUN_FOLDER": str(tmp_path)}
+        environment["DASK_SCHEDULER_ADDRESS"] = cluster.scheduler_address
+        program = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        waiting = ["started-5-*", "started-6-*", "started-7-*"]
+        deadline = time.monotonic() + 120
+        while sum(len(list(tmp_path.glob(pattern))) for pattern in waiting) < 2:
+            assert time.monotonic() < deadline and program.poll() is None
+            time.sleep(0.1)
+        os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
+        time.sleep(1)
+        (tmp_path / "go").touch()
+        output, _ = program.communicate(timeout=120)
+    np.testing.assert_allclose(float(output), 2.8)
+    started = [path.name.split("-")[1] for path in tmp_path.glob("started-*")]
+    assert 8 <= len(started) <= 9, "one run was in flight on the worker that was killed"
