@@ -10,7 +10,9 @@ the cross-entropy of each sample.
 import math
 import numbers
 from collections.abc import Callable
+from typing import Any
 
+import keras
 import tensorflow as tf
 
 from utils import Objective, loss_objective
@@ -37,16 +39,30 @@ def relative_entropy(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Relative entropy Σ_k y_k log(y_k / p_k), shape (B,).
 
     S. Kullback, R. Leibler, "On information and sufficiency", Annals of Mathematical Statistics
-    22(1), 1951. y must be positive, or the result is NaN: see `clipped_labels`.
+    22(1), 1951. Classes with y_k = 0 add nothing, to its gradient at y either.
     """
-    return tf.reduce_sum(y * (tf.math.log(y) - tf.nn.log_softmax(logits)), axis=1)
+    positive = y > 0
+    log_y = tf.math.log(tf.where(positive, y, 1.0))
+    terms = y * (log_y - tf.nn.log_softmax(logits))
+    return tf.reduce_sum(tf.where(positive, terms, 0.0), axis=1)
+
+
+def root_of_cross_entropy(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """½ Σ_k y_k² √(−log p_k + 0.01), shape (B,).
+
+    For one-hot labels it is ½ √(H + 0.01), and its gradient at y is √(H + 0.01) at the label and 0
+    elsewhere. So the y-term of its gradient loss is cross-entropy, up to a factor and a constant,
+    and ‖∇ₓ‖² is ‖∇ₓH‖² / (16 (H + 0.01)), which fades more slowly than H.
+    """
+    roots = tf.sqrt(0.01 - tf.nn.log_softmax(logits))
+    return tf.reduce_sum(y**2 * roots, axis=1) / 2
 
 
 def clipped_labels(objective: Objective, clip: float) -> Objective:
     """The objective at (model, x, ỹ), with ỹ_k = min(max(y_k, c), 1 − c).
 
     With `gradient_loss_objective(relative_entropy, weights)` it is the gradient loss of the
-    relative entropy (notebook 07), whose gradient at y, log(y_k / p_k) + 1, needs y_k > 0.
+    relative entropy with all classes in it (notebook 07).
 
     Raises:
         ValueError: if clip, the c, isn't between 0 and 0.5.
@@ -166,23 +182,141 @@ def adversarial_training(radius: float, steps: int) -> Objective:
         ValueError: if radius isn't finite and at least 0, or steps isn't an integer of at least 1.
     """
     _check_strength("radius", radius)
-    _check("steps", steps, isinstance(steps, numbers.Integral) and steps >= 1, "1, 2, 3 or more")
-    step_size = 1.25 * radius if steps == 1 else radius / 2
+    _check_steps(steps)
 
     def objective(model, x, y):
-        uniform = tf.random.stateless_uniform
-        change = _draw(uniform, tf.shape(x), x, minval=-radius, maxval=radius)
-        for _ in range(steps):
-            point = tf.clip_by_value(x + change, 0.0, 1.0)
+        def loss_at(point):
+            return cross_entropy(y, model(point, training=True))
+
+        return tf.reduce_mean(loss_at(_worst_point(loss_at, x, radius, steps)))
+
+    return objective
+
+
+def trades(trade_off: float, radius: float, steps: int) -> Objective:
+    """The mean over the batch of H + β KL(p(x) ‖ p(x + δ)), with β = trade_off.
+
+    δ is an attack on that distance, made as in `adversarial_training`: H. Zhang et al.,
+    "Theoretically principled trade-off between robustness and accuracy", ICML 2019.
+
+    Raises:
+        ValueError: if trade_off or radius isn't finite and at least 0, or steps isn't an integer of
+            at least 1.
+    """
+    _check_strength("trade_off", trade_off)
+    _check_strength("radius", radius)
+    _check_steps(steps)
+
+    def objective(model, x, y):
+        logits = model(x, training=True)
+        clean = tf.nn.softmax(logits)
+
+        def distance(clean, point):
+            return relative_entropy(clean, model(point, training=True))
+
+        fixed = tf.stop_gradient(clean)
+        point = _worst_point(lambda point: distance(fixed, point), x, radius, steps)
+        return tf.reduce_mean(cross_entropy(y, logits) + trade_off * distance(clean, point))
+
+    return objective
+
+
+def curvature_regularisation(penalty: float, radius: float) -> Objective:
+    """The mean over the batch of H + λ ‖∇ₓH(x + ε sign ∇ₓH) − ∇ₓH(x)‖², ε = radius, λ = penalty.
+
+    S. Moosavi-Dezfooli et al., "Robustness via curvature regularization, and vice versa", CVPR
+    2019, who give the length of the change, ε√d, as h. The sign is taken as constant.
+
+    Raises:
+        ValueError: if penalty or radius isn't finite and at least 0.
+    """
+    _check_strength("penalty", penalty)
+    _check_strength("radius", radius)
+
+    def objective(model, x, y):
+        def loss_and_gradient(point):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(point)
                 loss = cross_entropy(y, model(point, training=True))
-            change = point - x + step_size * tf.sign(tape.gradient(loss, point))
-            change = tf.clip_by_value(change, -radius, radius)
-        point = tf.stop_gradient(tf.clip_by_value(x + change, 0.0, 1.0))
-        return tf.reduce_mean(cross_entropy(y, model(point, training=True)))
+            return loss, tape.gradient(loss, point)
+
+        loss, gradient = loss_and_gradient(x)
+        _, further = loss_and_gradient(x + radius * tf.stop_gradient(tf.sign(gradient)))
+        return tf.reduce_mean(loss + penalty * _squared_norm(further - gradient))
 
     return objective
+
+
+def interval_bound_propagation(radius: Any, share: Any) -> Objective:
+    """The mean over the batch of (1 − κ) H + κ H of the worst logits, with κ = share.
+
+    The worst logits are the lowest that the label's can be, and the highest that each other can be,
+    over all changes of up to ε = radius within [0, 1], by `worst_logits`: S. Gowal et al., "On the
+    effectiveness of interval bound propagation for training verifiably robust models",
+    arXiv:1810.12715, 2018. Both grow during training there, so both may be variables.
+
+    Raises:
+        ValueError: as `worst_logits` does.
+    """
+
+    def objective(model, x, y):
+        plain = cross_entropy(y, model(x, training=True))
+        worst = cross_entropy(y, worst_logits(model, x, y, radius))
+        return tf.reduce_mean((1 - share) * plain + share * worst)
+
+    return objective
+
+
+def worst_logits(model: keras.Model, x: tf.Tensor, y: tf.Tensor, radius: Any) -> tf.Tensor:
+    """Bounds on how far a change of up to radius, within [0, 1], can move the logits against y.
+
+    Intervals go through the layers one by one; through the last, differences of the logits to that
+    of the label do, which is tighter. If the label's is still the largest, no such change fools the
+    network. Shape (B, n): 0 for the label, for each other class the largest difference there is.
+
+    Raises:
+        ValueError: if the model isn't a chain of dense layers with ReLU or, in the last, linear.
+    """
+    x = tf.reshape(x, [tf.shape(x)[0], -1])
+    low, high = tf.maximum(x - radius, 0.0), tf.minimum(x + radius, 1.0)
+    *hidden, last = (layer for layer in model.layers if not _keeps_values(layer))
+    for layer in (*hidden, last):
+        wanted = keras.activations.linear if layer is last else keras.activations.relu
+        if not isinstance(layer, keras.layers.Dense) or layer.activation is not wanted:
+            raise ValueError(
+                f"Intervals can't go through {layer.name}; make the network of dense layers, with "
+                "ReLU in the hidden ones and none in the last."
+            )
+    for layer in hidden:
+        centre = (low + high) / 2 @ layer.kernel + layer.bias
+        width = (high - low) / 2 @ tf.abs(layer.kernel)
+        low, high = tf.nn.relu(centre - width), tf.nn.relu(centre + width)
+    # differences[b, :, k] is column k of the kernel minus that of the label.
+    differences = last.kernel[None] - tf.einsum("hk,bk->bh", last.kernel, y)[:, :, None]
+    bias = last.bias[None] - tf.reduce_sum(last.bias * y, axis=1, keepdims=True)
+    centre = tf.einsum("bh,bhk->bk", (low + high) / 2, differences)
+    return centre + tf.einsum("bh,bhk->bk", (high - low) / 2, tf.abs(differences)) + bias
+
+
+def _keeps_values(layer: keras.Layer) -> bool:
+    return isinstance(layer, (keras.layers.InputLayer, keras.layers.Flatten))
+
+
+def _worst_point(
+    loss_at: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor, radius: float, steps: int
+) -> tf.Tensor:
+    """A point that an attack has found, from an even random start; see `adversarial_training`."""
+    step_size = 1.25 * radius if steps == 1 else radius / 2
+    uniform = tf.random.stateless_uniform
+    change = _draw(uniform, tf.shape(x), x, minval=-radius, maxval=radius)
+    for _ in range(steps):
+        point = tf.clip_by_value(x + change, 0.0, 1.0)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(point)
+            loss = loss_at(point)
+        change = point - x + step_size * tf.sign(tape.gradient(loss, point))
+        change = tf.clip_by_value(change, -radius, radius)
+    return tf.stop_gradient(tf.clip_by_value(x + change, 0.0, 1.0))
 
 
 def _draw(
@@ -207,6 +341,10 @@ def _squared_norm(gradient: tf.Tensor, norm: int = 2) -> tf.Tensor:
 
 def _check_strength(name: str, value: float) -> None:
     _check(name, value, 0 <= value < math.inf, "a finite number of at least 0")
+
+
+def _check_steps(steps: int) -> None:
+    _check("steps", steps, isinstance(steps, numbers.Integral) and steps >= 1, "1, 2, 3 or more")
 
 
 def _check(name: str, value: object, fits: bool, mend: str) -> None:

@@ -12,13 +12,18 @@ from lab.objectives import (
     adversarial_training,
     clipped_labels,
     cross_entropy,
+    curvature_regularisation,
     double_backpropagation,
     gaussian_noise,
+    interval_bound_propagation,
     jacobian_regularisation,
     label_smoothing,
     relative_entropy,
+    root_of_cross_entropy,
     squared_error,
+    trades,
     weight_decay,
+    worst_logits,
 )
 from utils import gradient_loss_objective, loss_objective
 
@@ -31,7 +36,7 @@ class Watched:
 
     def __init__(self, model):
         self.model, self.points = model, []
-        self.trainable_weights = model.trainable_weights
+        self.trainable_weights, self.layers = model.trainable_weights, model.layers
 
     def __call__(self, x, training=None):
         assert training is True
@@ -151,6 +156,59 @@ def double_backpropagation_by_hand(norm):
     return double_backpropagation(0.7, norm), reference
 
 
+def gradient_loss_of_root(network, y):
+    roots = np.sqrt(network.cross_entropy(y) + 0.01)
+    x_term = network.gradient(network.p - y) ** 2 / (16 * roots[:, None] ** 2)
+    return 3 * x_term.mean() + 2 * np.mean(roots**2) / CLASSES
+
+
+def gradient_loss_of_hard_labels(network, y):
+    x_term = network.gradient(network.p - y) ** 2
+    return 3 * x_term.mean() + 2 * np.mean((1 + network.cross_entropy(y)) ** 2) / CLASSES
+
+
+def distance_to_attacked(network, y):
+    def distance(other):
+        return (network.p * (network.log_p - other.log_p)).sum(axis=1)
+
+    low, high = np.maximum(network.x - RADIUS, 0), np.minimum(network.x + RADIUS, 1)
+    point = np.clip(network.x + DRAWN[SHAPE], low, high)
+    for _ in range(3):
+        at_point = network.at(point)
+        gradient = at_point.gradient(at_point.p - network.p).reshape(point.shape)
+        point = np.clip(point + RADIUS / 2 * np.sign(gradient), low, high)
+    return np.mean(network.cross_entropy(y) + 0.7 * distance(network.at(point)))
+
+
+def curvature(network, y):
+    gradient = network.gradient(network.p - y)
+    further = network.at(network.x + RADIUS * np.sign(gradient).reshape(network.x.shape))
+    squared_norm = ((further.gradient(further.p - y) - gradient) ** 2).sum(axis=1)
+    return np.mean(network.cross_entropy(y) + 0.7 * squared_norm)
+
+
+def worst_by_hand(network, y):
+    """Sample by sample, and pixel by pixel: which end of its interval is the worse one."""
+    first, first_bias, second, second_bias = network.weights
+    x, worst = network.x.reshape(len(y), -1), np.zeros(y.shape)
+    low, high = np.maximum(x - RADIUS, 0), np.minimum(x + RADIUS, 1)
+    for b, k in np.ndindex(y.shape):
+        column = second[:, k] - second[:, y[b].argmax()]
+        worst[b, k] = second_bias[k] - second_bias[y[b].argmax()]
+        for h, slope in enumerate(column):
+            inputs = (high, low) if slope > 0 else (low, high)
+            rising, falling = np.maximum(first[:, h], 0), np.minimum(first[:, h], 0)
+            reached = inputs[0][b] @ rising + inputs[1][b] @ falling + first_bias[h]
+            worst[b, k] += slope * max(reached, 0)
+    return worst
+
+
+def intervals(network, y):
+    worst = worst_by_hand(network, y)
+    of_worst = np.log(np.exp(worst).sum(axis=1)) - (y * worst).sum(axis=1)
+    return np.mean(0.3 * network.cross_entropy(y) + 0.7 * of_worst)
+
+
 CASES = {
     "squared error": (
         loss_objective(squared_error),
@@ -164,6 +222,17 @@ CASES = {
         clipped_labels(gradient_loss_objective(relative_entropy, (3.0, 2.0)), CLIP),
         gradient_loss_of_entropy,
     ),
+    "relative entropy, hard labels": (
+        gradient_loss_objective(relative_entropy, (3.0, 2.0)),
+        gradient_loss_of_hard_labels,
+    ),
+    "root of cross-entropy": (
+        gradient_loss_objective(root_of_cross_entropy, (3.0, 2.0)),
+        gradient_loss_of_root,
+    ),
+    "TRADES": (trades(0.7, RADIUS, 3), distance_to_attacked),
+    "curvature": (curvature_regularisation(0.7, RADIUS), curvature),
+    "interval bounds": (interval_bound_propagation(RADIUS, 0.7), intervals),
     "double backpropagation, l2": double_backpropagation_by_hand(2),
     "double backpropagation, l1": double_backpropagation_by_hand(1),
     "Jacobian": (jacobian_regularisation(0.7), jacobian_at_drawn_direction),
@@ -295,6 +364,33 @@ def test_the_attack_reaches_the_worst_case_of_a_linear_network(xla):
             np.testing.assert_allclose(after, moved, atol=1e-6)
 
 
+def test_the_bounds_of_a_linear_network_are_reached_and_those_of_others_are_bounds():
+    x, y = batch(50, [6])
+    model = linear_network(6, CLASSES)
+    kernel, bias = (weight.astype("float64") for weight in model.get_weights())
+    for k in range(CLASSES):
+        difference = kernel[:, [k]] - kernel @ y.T
+        ends = np.where(difference.T > 0, np.minimum(x + RADIUS, 1), np.maximum(x - RADIUS, 0))
+        expected = (ends * difference.T).sum(axis=1) + bias[k] - y @ bias
+        bounds = worst_logits(model, tf.constant(x), tf.constant(y), RADIUS)
+        np.testing.assert_allclose(bounds[:, k], expected, atol=1e-5)
+
+    model, (x, y) = relu_network(), batch()
+    bounds = worst_logits(model, tf.constant(x), tf.constant(y), RADIUS).numpy()
+    randoms = np.random.default_rng(0)
+    for _ in range(100):
+        point = np.clip(x + RADIUS * randoms.choice([-1, 1], x.shape), 0, 1).astype("float32")
+        logits = model(point).numpy()
+        assert np.all(logits - (logits * y).sum(axis=1, keepdims=True) <= bounds + 1e-5)
+
+
+def test_layers_that_intervals_can_not_go_through_are_named():
+    tanh = keras.layers.Dense(3, "tanh", name="bent")
+    model = keras.Sequential([keras.Input([6]), tanh, keras.layers.Dense(CLASSES)])
+    with pytest.raises(ValueError, match="through bent; make the network of dense layers"):
+        worst_logits(model, *map(tf.constant, batch(5, [6])), RADIUS)
+
+
 @both_ways
 def test_the_start_of_the_attack_fills_the_ball_evenly(xla):
     model, (x, y) = linear_network(100, CLASSES), batch(400, [100])
@@ -313,6 +409,9 @@ def test_the_start_of_the_attack_fills_the_ball_evenly(xla):
         label_smoothing(0.0),
         weight_decay(0.0),
         adversarial_training(0.0, 1),
+        trades(0.0, 0.1, 1),
+        curvature_regularisation(0.0, 0.1),
+        interval_bound_propagation(0.0, 0.5),
     ],
 )
 def test_strength_zero_is_cross_entropy(objective):
@@ -331,6 +430,8 @@ def test_strength_zero_is_cross_entropy(objective):
         (label_smoothing, "share"),
         (weight_decay, "penalty"),
         (lambda radius: adversarial_training(radius, 1), "radius"),
+        (lambda trade_off: trades(trade_off, 0.1, 1), "trade_off"),
+        (lambda penalty: curvature_regularisation(penalty, 0.1), "penalty"),
         (lambda clip: clipped_labels(loss_objective(relative_entropy), clip), "clip"),
     ],
 )
