@@ -48,34 +48,24 @@ rm -rf .venv
 pip() {
     .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@" >>$log 2>&1
 }
-# uv takes half of pip's time. It knows nothing of pip's settings, so it is told the indexes by pip.
+# uv takes half of pip's time. It knows nothing of pip's settings, so it is told of pip's indexes.
 # If it fails, for example as only pip has the login for an index, pip does the work.
-uv() {
-    .venv/bin/python - 2>>$log <<'END'
-import os, subprocess, sys
-from pip._internal.commands import create_command
-
-pip, _ = create_command("install").parse_args([])
-settings = {
-    "UV_DEFAULT_INDEX": pip.index_url,
-    "UV_INDEX": " ".join(pip.extra_index_urls),
-    "UV_FIND_LINKS": ",".join(pip.find_links),
-    "UV_INSECURE_HOST": " ".join(pip.trusted_hosts),
-    "UV_INDEX_STRATEGY": "unsafe-best-match",  # As pip does, whichever index has it.
-    "ALL_PROXY": pip.proxy,
-    "SSL_CERT_FILE": pip.cert,
+pip_setting() {
+    for level in :env: user site global; do
+        .venv/bin/python -m pip config get "$level.$1" 2>/dev/null && return
+    done
+    echo "${2:-}"
 }
-os.environ.update({name: value for name, value in settings.items() if value})
-command = ".venv/bin/uv pip install --no-config --python .venv/bin/python".split()
-command += "--requirement requirements.txt --constraint constraints.txt".split()
-command += ["--no-index"] * pip.no_index
-process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-for line in process.stderr:
-    sys.stderr.write(line)
-    if line.split()[0:1] in (["Resolved"], ["Downloaded"], ["Prepared"], ["Installed"]):
-        print("  " + line.strip(), flush=True)
-sys.exit(process.wait())
-END
+uv() {
+    UV_DEFAULT_INDEX=$(pip_setting index-url https://pypi.org/simple)
+    UV_INDEX=$(pip_setting extra-index-url)
+    UV_FIND_LINKS=$(pip_setting find-links | tr ' ' ',')
+    UV_INDEX_STRATEGY=unsafe-best-match # As pip does, whichever index has it.
+    export UV_DEFAULT_INDEX UV_INDEX UV_FIND_LINKS UV_INDEX_STRATEGY
+    { .venv/bin/uv pip install --no-config --python .venv/bin/python --requirement requirements.txt \
+        --constraint constraints.txt 2>&1 && echo "All done"; } | tee -a $log |
+        grep -E '^(Resolved|Downloaded|Prepared|Installed|All done)' | sed 's/^/  /' | tee .venv/uv.log
+    grep -q 'All done' .venv/uv.log
 }
 # Two steps, as pip would otherwise download an unpinned setuptools to build this project with.
 echo "then the packages of requirements.txt, about 1 GB"

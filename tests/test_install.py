@@ -80,7 +80,7 @@ fi"""
 @pytest.mark.parametrize("uv_fails", [False, True])
 def test_uv_takes_the_indexes_that_pip_is_set_to_and_pip_stands_in_for_it(run, tmp_path, uv_fails):
     scripts = {
-        "python": f"""case "$1" in -) exec {sys.executable} - ;; esac
+        "python": f"""case "$3" in config) exec {sys.executable} "$@" ;; esac
 echo "$@" >>.venv/pip""",
         "uv": f"""echo "$UV_DEFAULT_INDEX $UV_INDEX $UV_FIND_LINKS" >.venv/indexes
 exit {int(uv_fails)}""",
