@@ -35,7 +35,7 @@ def experiment(
     grid: dict[str, Iterable] | list[dict[str, Any]],
     *,
     tolerance: dict[str, float],
-    measure: Callable[[Any], dict | list[dict]] | None = None,
+    measure: Callable[[Any], dict] | None = None,
 ) -> pd.DataFrame:
     """Return the recorded results of `run(**setting)` for each setting, after auditing some.
 
@@ -60,10 +60,10 @@ def experiment(
         tolerance: for each result that a repetition elsewhere may not meet exactly, by how much it
             may differ; of a boolean array, in which share of its values.
         measure: if runs return trained networks for others to look at, as bytes made by
-            `lab.networks.to_bytes` under the name "network" in their only or last dict: what
-            measures one of them, a `keras.Model`, as `run` does. They are kept in
-            `results/networks/`, and each audit measures all of them. As nothing is trained, a tenth
-            of the tolerance is allowed.
+            `lab.networks.to_bytes` under the name "network" in their only or last dict: a function
+            of one of them, a `keras.Model`, that returns results of that dict. The networks are
+            kept in `results/networks/`, and each audit measures all of them. As nothing is trained,
+            a tenth of the tolerance is allowed.
 
     Returns:
         DataFrame in the order of the grid: a column for each name in the settings, and one for each
@@ -193,9 +193,9 @@ def _audit_networks(name, measure, settings, tolerance, record, manifest):
         file = _network_file(name, setting)
         if file in manifest["networks"]:
             measured = measure(keras.saving.load_model(RESULTS / file))
-            rows = _rounded(measured if isinstance(measured, list) else [measured])
-            expected = [{k: row[k] for k in rows[0]} for row in recorded[_key(setting)]]
-            faults += [f"{file}: {fault}" for fault in _differences(expected, rows, tight)]
+            expected = {name: recorded[_key(setting)][-1][name] for name in measured}
+            found = _differences([expected], _rounded([measured]), tight)
+            faults += [f"{file}: {fault}" for fault in found]
     if faults:
         raise AssertionError(
             f"{len(faults)} numbers of the record {name} aren't those of the networks beside it:\n"
