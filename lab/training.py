@@ -138,7 +138,7 @@ def train(
             each step, which pays off in runs of up to a few thousand steps.
         schedules: values for each epoch of what changes during training, by name: "learning_rate",
             and arguments of the objective, such as a weight. If there are any of these, objective
-            is a function of them, scalar variables, that returns the function to minimise. Runs
+            is a function of them, as scalar tensors, that returns the function to minimise. Runs
             that differ in these values share their compiled program.
 
     Returns:
@@ -215,15 +215,18 @@ def _compile(network, objective, x, y, batch_size, options, jit_compile, schedul
     scheduled = {
         name: tf.Variable(0.0, trainable=False) for name in names if name != "learning_rate"
     }
-    objective = objective(**scheduled) if scheduled else objective
-    trainer = ObjectiveModel(_built(network, x[:1]), objective)
+
+    def of_scheduled(model, x, y):
+        # Called at each tracing, as what is computed of a variable outside of it would be constant.
+        return objective(**scheduled)(model, x, y)
+
+    trainer = ObjectiveModel(_built(network, x[:1]), of_scheduled if scheduled else objective)
     trainer.compile(**options, jit_compile=jit_compile, steps_per_execution=100)
     # All state exists before the tracing, as TensorFlow would otherwise trace twice.
     trainer.optimizer.build(trainer.trainable_variables)
     trainer.compute_metrics(x[:1], y[:1], trainer(x[:1]))
-    if "learning_rate" in names:
-        scheduled["learning_rate"] = trainer.optimizer.learning_rate
-    return key, trainer, [v.numpy() for v in trainer.optimizer.variables], scheduled
+    rate = {"learning_rate": trainer.optimizer.learning_rate} if "learning_rate" in names else {}
+    return key, trainer, [v.numpy() for v in trainer.optimizer.variables], scheduled | rate
 
 
 class _Pickler(cloudpickle.Pickler):

@@ -94,7 +94,7 @@ def test_the_same_run_twice_gives_the_same_bits():
 
 def test_a_schedule_is_followed_and_its_values_share_a_program(monkeypatch):
     def objective(weight):
-        return gradient_loss_objective(mean_squared_error, (weight, 1.0))
+        return gradient_loss_objective(mean_squared_error, (2 * weight, 1.0))
 
     def separately(strengths, rates):
         """One epoch after another, each with a program and an optimizer of its own values."""
@@ -111,7 +111,7 @@ def test_a_schedule_is_followed_and_its_values_share_a_program(monkeypatch):
 
             order = tf.random.experimental.stateless_shuffle(range(210), [3, epoch]).numpy()
             model = training.train(
-                initial, gradient_loss_objective(mean_squared_error, (strength, 1.0)), X[order],
+                initial, gradient_loss_objective(mean_squared_error, (2 * strength, 1.0)), X[order],
                 Y[order], 3, epochs=1, batch_size=210, shuffle=False, optimizer=sgd,
             ).model  # fmt: skip
         return model
