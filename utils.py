@@ -14,7 +14,7 @@ import tensorflow as tf
 
 Loss = Callable[[Any, Any], tf.Tensor]
 Objective = Callable[[keras.Model, Any, Any], tf.Tensor]
-VARIABLES = (tf.Variable, keras.Variable)
+TENSORS = (tf.Tensor, tf.Variable, keras.Variable)
 
 
 def get_gradient_loss_fn(
@@ -41,7 +41,7 @@ def get_gradient_loss_fn(
             scalar gets a UserWarning.
         weights: the wᵢ, a nest of numbers of the same structure as `inputs`; 1 by default. A term
             of weight 0 is left out of the work, so its input may have any dtype. A weight may be a
-            scalar variable, which is read at each call, so that a callback can change it.
+            scalar tensor or variable; a variable is read at each call, so a callback can change it.
         norms: the pᵢ, 1 or 2, a nest of the same structure as `inputs`; 2 by default.
 
     Returns:
@@ -51,8 +51,8 @@ def get_gradient_loss_fn(
         and works eagerly, inside `tf.function` and under XLA.
 
     Raises:
-        ValueError, TypeError: here for weights that are not finite, non-negative numbers or
-            variables, and for norms other than 1 and 2; in `gradient_loss` for inputs that are
+        ValueError, TypeError: here for weights that are not finite, non-negative numbers or scalar
+            tensors, and for norms other than 1 and 2; in `gradient_loss` for inputs that are
             empty, not floating or differ in batch size, for weights or norms that don't fit the
             inputs, and for a loss that isn't one value per sample or doesn't depend on an input.
     """
@@ -235,7 +235,7 @@ class GradientLossModel(ObjectiveModel):
 
     def get_config(self) -> dict[str, Any]:
         def serialize(part):
-            part = float(part.numpy()) if isinstance(part, VARIABLES) else part
+            part = float(part.numpy()) if isinstance(part, TENSORS) else part
             return keras.saving.serialize_keras_object(part)
 
         parts = {"model": self.model, "loss_fn": self.loss_fn, **self._terms()}
@@ -255,13 +255,13 @@ def _leaves_by_name(nest):
 
 def _counts(weight):
     """Whether a term of this weight is computed; that of a variable may become positive."""
-    return isinstance(weight, VARIABLES) or weight > 0
+    return isinstance(weight, TENSORS) or weight > 0
 
 
 def _check_weights(weights):
     weights = _leaves_by_name(weights)
     for name, weight in weights.items():
-        if isinstance(weight, VARIABLES) and not len(weight.shape):
+        if isinstance(weight, TENSORS) and not len(weight.shape):
             continue
         if not isinstance(weight, numbers.Real):
             raise TypeError(f"The weight of {name} is {weight!r}; make it a number.")

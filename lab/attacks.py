@@ -34,8 +34,8 @@ def pgd(
     without a random start is the fast gradient sign method (FGSM).
 
     Args:
-        model: `keras.Model` that returns logits, shape (n, classes). It is compiled at its first
-            attack; to attack another network of the same kind, use `set_weights`.
+        model: `keras.Model` that returns logits, shape (n, classes). The attack is compiled once
+            for all `keras.Sequential` of the same layers, and for each other model.
         x: float array in [0, 1], shape (n, d).
         labels: integer array, shape (n,).
         epsilon: radius of the ball, at least 0, in units of x.
@@ -60,7 +60,7 @@ def pgd(
     _check(model, x, labels, epsilon)
     if norm not in NORMS or not losses or not set(losses) <= set(LOSSES):
         raise ValueError(f"Choose norm of {NORMS} and losses of {LOSSES}, not {norm}, {losses}.")
-    epsilon = float(epsilon)
+    epsilon, model = float(epsilon), _shared(model)
     robust = np.ones(len(x), bool)
     for loss in losses:
         attack = _compiled_pgd(model, loss, norm)
@@ -108,7 +108,7 @@ def square_attack(
         raise ValueError(f"x has {x.shape[1]} elements a sample; it must be a square image.")
     chosen = np.ones(len(x), bool)
     keys = np.random.default_rng(seed).integers(2**31, size=(len(x), 2), dtype="int32")
-    attack = _compiled_square(model)
+    attack = _compiled_square(_shared(model))
     return _run_in_batches(attack, (x, labels, keys), chosen, batch_size, float(epsilon), queries)
 
 
@@ -158,8 +158,22 @@ def _margin(logits, label):
     return of_label - tf.reduce_max(logits - 1e9 * label, axis=1)
 
 
-# A network that is attacked in turn with others of its kind is compiled once.
-@functools.lru_cache(maxsize=8)
+_twins = {}
+
+
+def _shared(model):
+    """One network for all that have the same layers, with the model's weights."""
+    if type(model) is not keras.Sequential:
+        return model
+    layers = [(type(layer), layer.get_config() | {"name": ""}) for layer in model.layers]
+    key = repr((layers, model.input_shape))
+    if key not in _twins:
+        _twins[key] = keras.models.clone_model(model)
+    _twins[key].set_weights(model.get_weights())
+    return _twins[key]
+
+
+@functools.lru_cache(maxsize=16)
 def _compiled_pgd(model, loss, norm):
     def gradient_of(x, label, target):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -204,7 +218,7 @@ def _compiled_pgd(model, loss, norm):
     return attack
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=16)
 def _compiled_square(model):
     # The share of the image that a square covers is halved after these shares of the queries.
     halvings = tf.constant([0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])

@@ -3,8 +3,8 @@
 An objective is a function of (model, x, y) that returns the scalar to minimise: a `keras.Model`
 that returns logits f, shape (B, n), and a batch, x float32 of shape (B, ...) and y one-hot float32
 of shape (B, n). It calls the model with `training=True`, works eagerly, inside `tf.function` and
-under XLA, and is differentiable with respect to the model's weights. p is the softmax of f, and H
-the cross-entropy of each sample.
+under XLA, and is differentiable with respect to the model's weights. Its strength may be a scalar
+tensor, which a schedule changes. p is the softmax of f, and H the cross-entropy of each sample.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from utils import Objective, loss_objective
+from utils import TENSORS, Objective, loss_objective
 
 
 def squared_error(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -146,7 +146,8 @@ def label_smoothing(share: float) -> Objective:
     Raises:
         ValueError: if share isn't in [0, 1].
     """
-    _check("share", share, 0 <= share <= 1, "a number in [0, 1]")
+    if not isinstance(share, TENSORS):
+        _check("share", share, 0 <= share <= 1, "a number in [0, 1]")
     return loss_objective(
         lambda y, logits: cross_entropy((1 - share) * y + share / logits.shape[1], logits)
     )
@@ -339,8 +340,9 @@ def _squared_norm(gradient: tf.Tensor, norm: int = 2) -> tf.Tensor:
     return tf.reduce_sum(gradient**2, axes)
 
 
-def _check_strength(name: str, value: float) -> None:
-    _check(name, value, 0 <= value < math.inf, "a finite number of at least 0")
+def _check_strength(name: str, value: Any) -> None:
+    if not isinstance(value, TENSORS):
+        _check(name, value, 0 <= value < math.inf, "a finite number of at least 0")
 
 
 def _check_steps(steps: int) -> None:

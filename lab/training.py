@@ -1,10 +1,11 @@
 """Train a Keras model on any objective, through Keras's own `fit`."""
 
+import copy
 import io
 import math
 import numbers
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -96,7 +97,7 @@ class TrainingRun(NamedTuple):
 
 def train(
     network: Callable[[], keras.Model],
-    objective: Objective,
+    objective: Objective | Callable[..., Objective],
     x: np.ndarray,
     y: np.ndarray,
     seed: int,
@@ -110,6 +111,7 @@ def train(
     validation_data: Any = None,
     callbacks: Iterable[keras.callbacks.Callback] = (),
     jit_compile: bool = True,
+    schedules: dict[str, Sequence[float]] | None = None,
 ) -> TrainingRun:
     """Train a new network on an objective, the fast way: `fit` of an `ObjectiveModel` with XLA.
 
@@ -134,6 +136,10 @@ def train(
         callbacks: Keras callbacks.
         jit_compile: use XLA. False starts about a second earlier, and takes a fifth longer for
             each step, which pays off in runs of up to a few thousand steps.
+        schedules: values for each epoch of what changes during training, by name: "learning_rate",
+            and arguments of the objective, such as a weight. If there are any of these, objective
+            is a function of them, as scalar tensors, that returns the function to minimise. Runs
+            that differ in these values share their compiled program.
 
     Returns:
         TrainingRun: the model, the history of `fit`, and the seconds that each epoch took with
@@ -151,9 +157,14 @@ def train(
         )
     if validation_data is not None and loss is None:
         raise ValueError("validation_data needs a loss to report; pass one, such as loss='mse'.")
-    options = {"optimizer": optimizer, "loss": loss, "metrics": list(metrics)}
-    program = _compile(network, objective, x, y, batch_size, options, jit_compile)
-    _, trainer, initial_optimizer = program
+    schedules = schedules or {}
+    for name, values in schedules.items():
+        if np.shape(values) != (epochs,) or not np.isfinite(values).all():
+            raise ValueError(f"{name} is scheduled as {values}; give a number for each epoch.")
+    # Keras changes a config that it reads.
+    options = {"optimizer": copy.deepcopy(optimizer), "loss": loss, "metrics": list(metrics)}
+    program = _compile(network, objective, x, y, batch_size, options, jit_compile, schedules)
+    _, trainer, initial_optimizer, scheduled = program
     keras.utils.set_random_seed(seed)
     model = _built(network, x[:1])
     _copy(model.variables, trainer.model.variables)
@@ -163,6 +174,8 @@ def train(
 
     def before_epoch(epoch, logs):
         order_seed.assign([seed, epoch])
+        for name, variable in scheduled.items():
+            variable.assign(schedules[name][epoch])
 
     def after_epoch(epoch, logs):
         times.append(time.perf_counter())
@@ -187,23 +200,33 @@ def train(
     return TrainingRun(model, history, np.diff(times).tolist())
 
 
-# The last run's key, trainer and new optimizer, unless the run was interrupted.
+# The last run's key, trainer, new optimizer and what is scheduled, unless it was interrupted.
 _programs = []
 
 
-def _compile(network, objective, x, y, batch_size, options, jit_compile):
+def _compile(network, objective, x, y, batch_size, options, jit_compile, schedules):
     shapes = [(array.shape[1:], str(array.dtype)) for array in (x, y)]
     config = keras.config.dtype_policy().name, keras.config.floatx(), keras.config.epsilon()
-    key = _serialize([network, objective, shapes, batch_size, options, jit_compile, config])
+    names = sorted(schedules)
+    key = _serialize([network, objective, shapes, batch_size, options, jit_compile, names, config])
     last = _programs.pop() if _programs else None
     if last and key and last[0] == key:
         return last
-    trainer = ObjectiveModel(_built(network, x[:1]), objective)
+    scheduled = {
+        name: tf.Variable(0.0, trainable=False) for name in names if name != "learning_rate"
+    }
+
+    def of_scheduled(model, x, y):
+        # Called at each tracing, as what is computed of a variable outside of it would be constant.
+        return objective(**scheduled)(model, x, y)
+
+    trainer = ObjectiveModel(_built(network, x[:1]), of_scheduled if scheduled else objective)
     trainer.compile(**options, jit_compile=jit_compile, steps_per_execution=100)
     # All state exists before the tracing, as TensorFlow would otherwise trace twice.
     trainer.optimizer.build(trainer.trainable_variables)
     trainer.compute_metrics(x[:1], y[:1], trainer(x[:1]))
-    return key, trainer, [variable.numpy() for variable in trainer.optimizer.variables]
+    rate = {"learning_rate": trainer.optimizer.learning_rate} if "learning_rate" in names else {}
+    return key, trainer, [v.numpy() for v in trainer.optimizer.variables], scheduled | rate
 
 
 class _Pickler(cloudpickle.Pickler):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from lab import attacks
 from lab.attacks import pgd, square_attack
 from lab.data import load_mnist
 from lab.training import train
@@ -161,6 +162,22 @@ def test_the_attack_sees_new_weights(linear):
     other.set_weights([-weight for weight in model.get_weights()])
     assert before.mean() > 0.3
     assert pgd(other, x, labels, 0.02, starts=1).mean() < 0.1
+
+
+def test_networks_of_the_same_layers_share_a_program_and_others_do_not(linear, monkeypatch):
+    model, x, labels = linear
+    x, labels = x[:100], labels[:100]
+    options = {"starts": 0, "steps": 3, "losses": ["cross-entropy"]}
+    expected = pgd(model, x, labels, 0.03, **options)
+    twin = linear_network()
+    twin.set_weights(model.get_weights())
+    before = attacks._compiled_pgd.cache_info().misses
+    np.testing.assert_array_equal(pgd(twin, x, labels, 0.03, **options), expected)
+    assert attacks._compiled_pgd.cache_info().misses == before
+    bent = keras.Sequential([keras.Input([784]), keras.layers.Dense(10, activation="tanh")])
+    bent.set_weights(model.get_weights())
+    assert pgd(bent, x, labels, 0.0, **options).mean() > 0.5
+    assert attacks._compiled_pgd.cache_info().misses == before + 1
 
 
 def test_square_attack_finds_no_more_than_there_is(linear):

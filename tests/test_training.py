@@ -92,6 +92,49 @@ def test_the_same_run_twice_gives_the_same_bits():
     assert first.history == second.history
 
 
+def test_a_schedule_is_followed_and_its_values_share_a_program(monkeypatch):
+    def objective(weight):
+        return gradient_loss_objective(mean_squared_error, (2 * weight, 1.0))
+
+    def separately(strengths, rates):
+        """One epoch after another, each with a program and an optimizer of its own values."""
+        model = None
+        for epoch, (strength, rate) in enumerate(zip(strengths, rates, strict=True)):
+            sgd = {"class_name": "SGD", "config": {"learning_rate": rate}}
+            start = model.get_weights() if model else None
+
+            def initial(start=start):
+                model = network()
+                if start:
+                    model.set_weights(start)
+                return model
+
+            order = tf.random.experimental.stateless_shuffle(range(210), [3, epoch]).numpy()
+            model = training.train(
+                initial, gradient_loss_objective(mean_squared_error, (2 * strength, 1.0)), X[order],
+                Y[order], 3, epochs=1, batch_size=210, shuffle=False, optimizer=sgd,
+            ).model  # fmt: skip
+        return model
+
+    for strengths, rates in (([0.5, 20.0], [0.3, 0.2]), ([7.0, 1.0], [0.1, 0.3])):
+        sgd = {"class_name": "SGD", "config": {"learning_rate": 1.0}}
+        schedules = {"weight": strengths, "learning_rate": rates}
+        options = {"optimizer": sgd, "batch_size": 210, "jit_compile": True}
+        run = train(objective, schedules=schedules, **options)
+        monkeypatch.setattr(training, "ObjectiveModel", None)  # Nothing is compiled again.
+        train(objective, schedules={name: v[::-1] for name, v in schedules.items()}, **options)
+        monkeypatch.undo()
+        expected = separately(strengths, rates)
+        for weight, other in zip(run.model.weights, expected.weights, strict=True):
+            np.testing.assert_allclose(weight, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0, np.nan], 1.0])
+def test_a_schedule_that_does_not_fit_is_named(values):
+    with pytest.raises(ValueError, match=r"learning_rate is scheduled as .*each epoch"):
+        train(schedules={"learning_rate": values})
+
+
 def network_with_dropout():
     layers = network().layers
     return keras.Sequential([keras.Input([12]), layers[0], keras.layers.Dropout(0.5), layers[1]])
