@@ -27,6 +27,7 @@ RESULTS = ROOT / "results"
 # Relative. A repetition elsewhere differs by rounding, which one epoch magnified to 1.5e-4 at most.
 FIRST_EPOCH_TOLERANCE = 1e-3
 AUDITED_BY_DEFAULT = 2
+csv.field_size_limit(2**31 - 1)  # A network is half a megabyte of text in a partial record.
 
 
 def experiment(
@@ -79,13 +80,14 @@ def experiment(
     code = fingerprint(run)
     if os.environ.get("REPRODUCE"):
         _reproduce(name, run, settings, code, tolerance)
-        return _read(_output_folder(), name, settings)[0]
+        record, manifest = _read(_output_folder(), name, settings)
+        _audit_networks(_output_folder(), name, measure, settings, tolerance, record, manifest)
+        return record
     if os.environ.get("CLAIMS") == "report":
-        return _read_or_run(name, run, settings)
+        return _read_or_run(name, run, settings, code)
     record, manifest = _read(RESULTS, name, settings)
+    _audit_networks(RESULTS, name, measure, settings, tolerance, record, manifest)
     _audit(name, run, settings, code, tolerance, record, manifest)
-    if manifest["networks"]:
-        _audit_networks(name, measure, settings, tolerance, record, manifest)
     return record
 
 
@@ -110,6 +112,8 @@ def _check(settings):
                     f"{name} is {value!r}; a record holds names and numbers only, by which the run "
                     "finds or builds what it needs."
                 )
+            if isinstance(value, float) and float(f"{value:.7g}") != value:
+                raise ValueError(f"{name} is {value!r}; round it to seven digits, as records do.")
     if len(set(map(_key, settings))) < len(settings):
         raise ValueError("The grid has a setting twice; give each once.")
 
@@ -179,39 +183,49 @@ def _by_setting(record, names):
 
 def _network_file(name, setting):
     """Where the network of a setting is, in `results/`."""
-    values = [re.sub(r"\W+", "-", str(value)) for value in setting.values()]
-    return "networks/" + "_".join([name, *values]) + ".keras"
+    values = [v if isinstance(v, str) else f"{v:g}" for v in setting.values()]
+    return (
+        "networks/" + "_".join([name, *(re.sub(r"[^\w.+-]+", "-", v) for v in values)]) + ".keras"
+    )
 
 
-def _audit_networks(name, measure, settings, tolerance, record, manifest):
+def _audit_networks(folder, name, measure, settings, tolerance, record, manifest):
+    """Measure the networks beside a record, which must be those that it was written with."""
     import keras
 
     recorded = _by_setting(record, list(settings[0]))
+    of_file = {_network_file(name, setting): setting for setting in settings}
     tight = {column: allowed / 10 for column, allowed in tolerance.items()}
     faults = []
-    for setting in settings:
-        file = _network_file(name, setting)
-        if file in manifest["networks"]:
-            measured = measure(keras.saving.load_model(RESULTS / file))
-            expected = {name: recorded[_key(setting)][-1][name] for name in measured}
-            found = _differences([expected], _rounded([measured]), tight)
-            faults += [f"{file}: {fault}" for fault in found]
+    for file in manifest["networks"]:
+        content = (folder / file).read_bytes()
+        if hashlib.sha256(content).hexdigest() != manifest["sha256"][file]:
+            faults.append(f"{file} isn't the file that was recorded")
+            continue
+        measured = measure(keras.saving.load_model(folder / file))
+        expected = recorded[_key(of_file[file])][-1]
+        expected = {column: expected[column] for column in measured}
+        found = _differences([expected], _rounded([measured]), tight)
+        faults += [f"{file}: {fault}" for fault in found]
     if faults:
         raise AssertionError(
-            f"{len(faults)} numbers of the record {name} aren't those of the networks beside it:\n"
+            f"{len(faults)} numbers of the record {name} aren't those of the networks beside it. "
+            f"Restore them, or let `make reproduce NB={name[:2]}` compute all anew:\n"
             + "\n".join(faults)
         )
 
 
-def _read_or_run(name, run, settings):
-    try:
-        known = _with_arrays(*_load(RESULTS, name), RESULTS, name)
-        known = _by_setting(known, list(settings[0]))
-    except (FileNotFoundError, KeyError):
-        known = {}
+def _read_or_run(name, run, settings, code):
+    known = {}
+    with contextlib.suppress(FileNotFoundError, KeyError):
+        record, manifest = _load(RESULTS, name)
+        if code in codes_of(manifest):
+            record = _with_arrays(record, manifest, RESULTS, name)
+            known = _by_setting(record, list(settings[0]))
     waiting = [setting for setting in settings if _key(setting) not in known]
     if waiting:
-        known |= zip(map(_key, waiting), rows_of(run, waiting), strict=True)
+        new = [list(map(_without_network, rows)) for rows in rows_of(run, waiting)]
+        known |= zip(map(_key, waiting), new, strict=True)
     table = pd.DataFrame([setting | row for setting in settings for row in known[_key(setting)]])
     _output_folder().mkdir(parents=True, exist_ok=True)
     numbers = [column for column in table if not isinstance(table[column].iloc[0], np.ndarray)]
@@ -222,9 +236,11 @@ def _read_or_run(name, run, settings):
 def _audit(name, run, settings, code, tolerance, record, manifest):
     share, count = os.environ.get("AUDIT"), AUDITED_BY_DEFAULT
     if share is not None:
-        share = 1.0 if share == "all" else float(share)
-        if not 0 <= share <= 1:
-            raise ValueError(f"AUDIT is {share}; make it all, or a share from 0 to 1.")
+        try:
+            share = 1.0 if share == "all" else float(share)
+            assert 0 <= share <= 1
+        except (ValueError, AssertionError):
+            raise ValueError(f"AUDIT is {share}; make it all, or a share from 0 to 1.") from None
         count = math.ceil(share * len(settings))
 
     def by_hash(setting):
@@ -235,14 +251,17 @@ def _audit(name, run, settings, code, tolerance, record, manifest):
         return
     recorded = _by_setting(record, list(settings[0]))
     faults = []
-    repeated = rows_of(run, sample, fresh=share is not None, quiet=True)
+    repeated = rows_of(run, sample, fresh=share is not None, quiet=share is None)
     for setting, rows in zip(sample, repeated, strict=True):
-        found = _differences(recorded[_key(setting)], _rounded(rows), tolerance)
+        found = list(_differences(recorded[_key(setting)], _rounded(rows), tolerance))
+        if ("network" in rows[-1]) != (_network_file(name, setting) in manifest["networks"]):
+            found.append("only one of record and repetition has a network")
         faults += [f"{_short(setting)}: {fault}" for fault in found]
     if faults:
         raise AssertionError(
             f"{len(faults)} numbers of the record {name} aren't what a repetition gives, of "
-            f"{len(sample)} settings that were run again:\n" + "\n".join(faults)
+            f"{len(sample)} settings that were run again. If the code is right as it is now, "
+            f"`make reproduce NB={name[:2]}` computes all anew:\n" + "\n".join(faults)
         )
     if share is not None and code not in codes_of(manifest):
         audited = {"code": code, "runs": len(sample), "of": len(settings), "date": _today()}
@@ -277,15 +296,15 @@ def _are_close(old, new, allowed):
 
 
 def _rounded(rows):
-    """Rows as they come back from a record, without networks."""
+    """Rows as they come back from a record."""
     return [
-        {
-            k: float(f"{v:.7g}") if isinstance(v, float) else v
-            for k, v in row.items()
-            if not isinstance(v, bytes)
-        }
-        for row in map(_plain, rows)
+        {k: float(f"{v:.7g}") if isinstance(v, float) else v for k, v in row.items()}
+        for row in map(_plain, map(_without_network, rows))
     ]
+
+
+def _without_network(row):
+    return {name: value for name, value in row.items() if name != "network"}
 
 
 def _plain(row):
@@ -323,11 +342,15 @@ def _reproduce(name, run, settings, code, tolerance):
 def _progress(name, settings, waiting):
     """A bar over all experiments that are reproduced, by the seconds that they took last time."""
     scope = os.environ["REPRODUCE"].replace("all", "")
-    manifests = {path.stem: path for path in RESULTS.glob(f"{scope}*.json")}
-    seconds = {stem: json.loads(path.read_text())["seconds"] for stem, path in manifests.items()}
-    seconds.setdefault(name, 10 * len(settings))
-    done = {other for other in seconds if (_output_folder() / f"{other}.json").exists()}
-    done |= {other for other in seconds if other[:2] < name[:2]}
+    manifests = [path for path in RESULTS.glob(f"{scope}*.json") if path.stem != name]
+    seconds = {path.stem: json.loads(path.read_text()).get("seconds", 0) for path in manifests}
+    known = RESULTS / f"{name}.json"
+    seconds[name] = (
+        json.loads(known.read_text())["seconds"] if known.exists() else 10 * len(settings)
+    )
+    done = {other for other in seconds if other[:2] < name[:2]}
+    if _output_folder() != RESULTS:
+        done |= {other for other in seconds if (_output_folder() / f"{other}.json").exists()}
     each = seconds[name] / len(settings)
     initial = sum(seconds[other] for other in done - {name}) + each * (len(settings) - len(waiting))
     bar_format = "{desc}: {percentage:.0f} %|{bar}| {elapsed} gone, {remaining} left"
@@ -345,9 +368,18 @@ def _progress(name, settings, waiting):
 def _fault(rows):
     if not all("first_epoch_loss" in row for row in rows):
         return "the run doesn't return first_epoch_loss, the mean loss of its first epoch"
-    kinds = (str, bool, int, float, np.ndarray, bytes)
-    bad = [name for row in map(_plain, rows) for name, v in row.items() if not isinstance(v, kinds)]
-    return f"{bad[0]} is no number, name or boolean array" if bad else None
+    if not isinstance(rows[-1].get("network", b""), bytes):
+        return "network isn't bytes; make them by lab.networks.to_bytes"
+    rows = [_plain(row) for row in [*rows[:-1], _without_network(rows[-1])]]
+    for row in rows:
+        if list(row) != list(rows[0]):
+            return f"its dicts have other names, {list(row)} and {list(rows[0])}"
+        for name, value in row.items():
+            if isinstance(value, np.ndarray) and (value.dtype != bool or value.ndim != 1):
+                return f"{name} is {value.dtype} of shape {value.shape}, not one row of bools"
+            if not isinstance(value, (str, bool, int, float, np.ndarray)):
+                return f"{name} is no number, name or boolean array"
+    return None
 
 
 def _read_partial(path, made_with):
@@ -393,6 +425,8 @@ def _decode(text):
 def _write_record(name, settings, finished, code, tolerance):
     rows = [s | _plain(row) for s in settings for row in finished[_key(s)][0]]
     networks = {_network_file(name, s): finished[_key(s)][0][-1].get("network") for s in settings}
+    if len(networks) < len(settings):
+        raise ValueError(f"Two settings of {name} would have networks of the same file name.")
     networks = {file: content for file, content in networks.items() if content}
     arrays = {k: len(v) for k, v in rows[0].items() if isinstance(v, np.ndarray)}
     numbers = pd.DataFrame(rows).drop(columns=[*arrays, *(["network"] if networks else [])])

@@ -56,6 +56,11 @@ def main():
         if failure:
             sys.exit(f"\n{notebook.name} {failure}; it and its figures are unchanged. See {where}")
         print(f"{notebook.name}: done, {f'see {where}' if papermill_options else 'replaced'}")
+    if arguments.reproduce and not papermill_options:
+        # Not before, so that the next attempt goes on from the notebook that was stopped.
+        for notebook in notebooks:
+            for partial in ROOT.glob(f"results/{notebook.name[:2]}_*.partial.csv"):
+                partial.unlink()
 
 
 def stop(signum, frame):
@@ -168,10 +173,12 @@ def publish(notebook, executed):
             old.unlink()
     made = executed.parent / "results"
     for new in made.glob("*.csv"):
-        (results / f"{new.stem}.partial.csv").unlink(missing_ok=True)
+        # It goes first and comes last: without it, what a crash left half replaced is no record.
+        (results / f"{new.stem}.json").unlink(missing_ok=True)
         for old in results.glob(f"networks/{new.stem}_*"):
             old.unlink()
-    for new in (path for path in made.rglob("*") if path.is_file()):
+    files = [path for path in made.rglob("*") if path.is_file()]
+    for new in sorted(files, key=lambda path: path.suffix == ".json"):
         (results / new.relative_to(made)).parent.mkdir(exist_ok=True)
         new.replace(results / new.relative_to(made))
     executed.replace(notebook)

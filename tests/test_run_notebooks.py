@@ -122,6 +122,49 @@ def test_complete_run_replaces_the_notebook_and_its_figures(project, monkeypatch
     assert snapshot(project) == once
 
 
+RECORD = """
+import os, pathlib
+made = pathlib.Path(os.environ["RUN_FOLDER"], "results")
+(made / "networks").mkdir(parents=True)
+for name in ("01_a.csv", "01_a.json", "networks/01_a_new.keras"):
+    (made / name).write_text("new")
+print(os.environ.get("REPRODUCE"))
+"""
+STAMP = RECORD.replace('"01_a.csv", ', "").replace(', "networks/01_a_new.keras"', ",")
+
+
+def test_a_record_is_replaced_with_its_networks_and_a_stamp_leaves_these(project):
+    results = project / "results"
+    (results / "networks").mkdir(parents=True)
+    kept = ["01_a.partial.csv", "02_b.partial.csv", "networks/02_b_old.keras"]
+    for name in (*kept, "01_a.csv", "01_a.json", "networks/01_a_old.keras"):
+        (results / name).write_text("old")
+
+    def contents():
+        paths = sorted(path for path in results.rglob("*") if path.is_file())
+        return {str(path.relative_to(results)): path.read_text() for path in paths}
+
+    write(project / "notebooks" / "01_first.ipynb", STAMP)
+    before = contents()
+    assert run(project, "--only", "01")[0] == 0
+    assert contents() == before | {"01_a.json": "new"}
+    write(project / "notebooks" / "01_first.ipynb", RECORD)
+    status, stdout, _ = run(project, "--reproduce", "--only", "01")
+    assert status == 0 and "\n01\n" in stdout
+    made = {"01_a.csv", "01_a.json", "networks/01_a_new.keras"}
+    assert contents() == dict.fromkeys(kept[1:], "old") | dict.fromkeys(made, "new")
+
+
+def test_partial_records_stay_until_all_is_reproduced(project):
+    (project / "results").mkdir()
+    (project / "results" / "01_a.partial.csv").write_text("old")
+    write(project / "notebooks" / "01_first.ipynb", RECORD)
+    write(project / "notebooks" / "02_other.ipynb", "1 / 0")
+    assert run(project, "--reproduce")[0] != 0
+    assert (project / "results" / "01_a.partial.csv").exists()
+    assert (project / "results" / "01_a.csv").read_text() == "new"
+
+
 @pytest.mark.parametrize(
     ("source", "named"),
     [
