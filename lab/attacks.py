@@ -58,8 +58,11 @@ def pgd(
         ValueError: for arguments that don't make sense, and for a model that returns probabilities.
     """
     _check(model, x, labels, epsilon)
+    losses = tuple(losses)
     if norm not in NORMS or not losses or not set(losses) <= set(LOSSES):
         raise ValueError(f"Choose norm of {NORMS} and losses of {LOSSES}, not {norm}, {losses}.")
+    if steps < 0 or starts < 0:
+        raise ValueError(f"steps is {steps} and starts is {starts}; make both at least 0.")
     epsilon, model = float(epsilon), _shared(model)
     robust = np.ones(len(x), bool)
     for loss in losses:
@@ -81,7 +84,7 @@ def square_attack(
     labels: np.ndarray,
     epsilon: float,
     *,
-    queries: int = 500,
+    queries: int = 5000,
     seed: int = 0,
     batch_size: int = 1000,
 ) -> np.ndarray:
@@ -182,7 +185,10 @@ def _compiled_pgd(model, loss, norm):
             if loss == "margin":
                 value = tf.reduce_sum((target - label) * logits, axis=1)
             else:
-                value = tf.nn.softmax_cross_entropy_with_logits(label, logits)
+                # Cross-entropy is the softplus of this and points the same way; but where a network
+                # is confident, its rounded gradient loses the label's part.
+                value = tf.reduce_logsumexp(logits - 1e9 * label, axis=1)
+                value -= tf.reduce_sum(label * logits, axis=1)
         return tape.gradient(value, x), _margin(logits, label) > 0
 
     def length(vectors):
@@ -211,7 +217,8 @@ def _compiled_pgd(model, loss, norm):
         def go_on(number, point, robust):
             return (number < steps) & tf.reduce_any(robust)
 
-        state = tf.constant(0), tf.clip_by_value(x + change, 0.0, 1.0), tf.ones(len(x), tf.bool)
+        start = tf.clip_by_value(x + change, 0.0, 1.0)
+        state = tf.constant(0), start, _margin(logits, label) > 0
         _, point, robust = tf.while_loop(go_on, step, state)
         return robust & (_margin(model(point, training=False), label) > 0)
 

@@ -222,11 +222,39 @@ def test_bad_input_is_named(attack, change, message):
         attack(linear_network(), **{**arguments, **change})
 
 
-@pytest.mark.parametrize("options", [{"norm": "1"}, {"losses": ["mse"]}, {"losses": []}])
-def test_bad_options_of_pgd_are_named(options):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"norm": "1"}, "Choose norm of"),
+        ({"losses": ["mse"]}, "Choose norm of"),
+        ({"losses": []}, "Choose norm of"),
+        ({"steps": -1}, "steps is -1"),
+        ({"starts": -1}, "starts is -1"),
+    ],
+)
+def test_bad_options_of_pgd_are_named(options, message):
     x, labels = np.zeros([10, 784], "float32"), np.zeros(10, int)
-    with pytest.raises(ValueError, match="Choose norm of"):
+    with pytest.raises(ValueError, match=message):
         pgd(linear_network(), x, labels, 0.1, **options)
+
+
+def test_a_confident_network_does_not_lose_the_label_in_its_gradient():
+    class Confident(keras.Model):
+        """The right class is 20 ahead, so that its probability is 1 in float32."""
+
+        def call(self, x, training=None):
+            ahead = 20 - 300 * (x[:, 0] - 0.5)  # Only the label's logit depends on the input.
+            return tf.stack([ahead, 0 * ahead, 0 * ahead], axis=1)
+
+    x, labels = np.full([5, 16], 0.5, "float32"), np.zeros(5, "int64")
+    options = {"steps": 1, "starts": 0, "losses": iter(["cross-entropy"])}
+    assert not pgd(Confident(), x, labels, 0.1, **options).any()
+
+
+def test_the_sample_itself_counts():
+    model = Margin(lambda x: tf.abs(x[:, 0] - 0.5) - 1e-4)  # Wrong at the sample, right beside it.
+    x, labels = np.full([50, 16], 0.5, "float32"), np.zeros(50, "int64")
+    assert not pgd(model, x, labels, 0.1, steps=0).any()
 
 
 def test_a_model_that_returns_probabilities_is_refused():
