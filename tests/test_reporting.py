@@ -60,6 +60,61 @@ def test_verdict_takes_three_standard_errors(differences, expected):
     assert reporting.verdict(pd.Series(differences)) == expected
 
 
+def test_bootstrap_interval_is_that_of_drawing_one_by_one():
+    generator = np.random.default_rng(1)
+    hard = generator.random(200) < 0.3  # Digits that the seeds share as difficult.
+    correct, other = (
+        generator.random((6, 200)) < np.where(hard, p, 0.97) for p in ([0.6] * 200, [0.4] * 200)
+    )
+    drawn = []
+    for _ in range(4000):
+        seeds, digits = generator.integers(6, size=6), generator.integers(200, size=200)
+        right, rival = (each[seeds][:, digits].mean() for each in (correct, other))
+        drawn.append(100 * (right - rival))
+    ends = reporting.bootstrap_interval(correct, other)
+    assert ends[0] < 100 * (correct.mean() - other.mean()) < ends[1]
+    np.testing.assert_allclose(ends, np.percentile(drawn, [2.5, 97.5]), atol=0.4)
+    assert ends == reporting.bootstrap_interval(correct, other)
+    swapped = reporting.bootstrap_interval(other, correct)
+    np.testing.assert_allclose(swapped, [-ends[1], -ends[0]], atol=1e-6)
+
+
+def test_bootstrap_interval_covers_the_draw_of_the_digits():
+    # All seeds agree, so what is left is the error of a mean over digits, by the formula.
+    one = np.random.default_rng(0).random((2, 1000)) < [[0.9], [0.8]]
+    correct, other = (np.tile(each, [5, 1]) for each in one)
+    differences = 100 * (one[0].astype(int) - one[1])
+    half = 1.96 * differences.std() / 1000**0.5
+    expected = differences.mean() - half, differences.mean() + half
+    np.testing.assert_allclose(reporting.bootstrap_interval(correct, other), expected, atol=0.2)
+    assert reporting.bootstrap_interval(correct, correct) == (0, 0)
+
+
+@pytest.mark.parametrize("shapes", [((5, 9), (5, 8)), ((5,), (5,))])
+def test_bootstrap_interval_takes_seeds_by_digits(shapes):
+    with pytest.raises(ValueError, match=r"make both \(seeds, digits\)"):
+        reporting.bootstrap_interval(*map(np.ones, shapes))
+
+
+def test_equivalence_takes_both_sides():
+    # Mean 0.1 and standard error 0.05: 4 standard errors above -0.1, and 2 below 0.2.
+    spread = np.array([-2, -1, 0, 1, 2]) * 0.05 / 0.5**0.5
+    np.testing.assert_allclose(
+        reporting.equivalence_p(spread + 0.1, 0.2), stats.t.sf(2, 4), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        reporting.equivalence_p(spread - 0.1, 0.2), stats.t.sf(2, 4), rtol=1e-6
+    )
+    assert reporting.equivalence_p(spread + 0.3, 0.2) > 0.5
+
+
+def test_holm_is_that_of_the_textbook():
+    # Sorted: 4 × 0.005, 3 × 0.01, 2 × 0.03, and 1 × 0.04, which may not be below the one before.
+    adjusted = reporting.holm([[0.01, 0.04], [0.03, 0.005]])
+    np.testing.assert_allclose(adjusted, [[0.03, 0.06], [0.06, 0.02]])
+    np.testing.assert_allclose(reporting.holm([0.6, 0.7]), [1, 1])
+
+
 def failed(*claims):
     """The texts of the claims that fail, each a method of Claims with its arguments."""
     checked = Claims()
