@@ -10,6 +10,8 @@ import sysconfig
 import tomllib
 from pathlib import Path
 
+import pandas as pd
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,7 +30,7 @@ def run_python(folder, program, *options):
 
 def test_the_examples_run_with_nothing_but_a_copy_of_utils(tmp_path):
     shutil.copy(ROOT / "utils.py", tmp_path / "gradient_loss.py")
-    examples = [example for example in EXAMPLES if "import lab" not in example]
+    examples = [example for example in EXAMPLES if "lab" not in example]
     assert len(examples[0].splitlines()) <= 12
     assert "load_model" in examples[-1]
     # Without site, which puts this repository on the path, but with the packages beside it.
@@ -46,6 +48,14 @@ assert trainer.get_config()["weights"][0]["camera"] == 0.0
 def test_the_example_of_many_runs_prints_its_table(tmp_path):
     (example,) = [example for example in EXAMPLES if "import lab" in example]
     assert re.search(r"1\.0 +0\.\d+\n100\.0 +0\.\d+", run_python(tmp_path, example))
+
+
+def test_the_example_of_a_network_prints_its_recorded_accuracy(tmp_path):
+    (example,) = [example for example in EXAMPLES if "results/networks" in example]
+    (tmp_path / "results").symlink_to(ROOT / "results")
+    record = pd.read_csv(ROOT / "results" / "06_noise.csv").query("norm == 1 and seed == 0")
+    printed = 100 * float(run_python(tmp_path, example))
+    assert printed == pytest.approx(record["clean"].iloc[0], abs=0.02)
 
 
 def test_results_are_those_of_the_committed_figures():
