@@ -440,4 +440,5 @@ def test_a_dask_worker_that_is_killed_costs_no_more_than_its_runs(tmp_path):
         output, _ = program.communicate(timeout=120)
     np.testing.assert_allclose(float(output), 2.8)
     started = [path.name.split("-")[1] for path in tmp_path.glob("started-*")]
-    assert 8 <= len(started) <= 9, "one run was in flight on the worker that was killed"
+    # The run in flight on the worker that was killed, and results that it hadn't handed over yet.
+    assert 8 <= len(started) <= 12
