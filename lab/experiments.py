@@ -92,9 +92,15 @@ def experiment(
     return record
 
 
-def codes_of(manifest: dict[str, Any]) -> list[str]:
-    """The fingerprints of the code that made a record, or agreed with it when it was audited."""
-    return [manifest["code"], *(audited["code"] for audited in manifest["audited"])]
+def is_stamped(manifest: dict[str, Any], code: str) -> bool:
+    """Whether a record was made by this code with these libraries, or agreed with it in an audit.
+
+    Args:
+        manifest: of the record.
+        code: the fingerprint of the code.
+    """
+    stamps = [manifest, *manifest["audited"]]
+    return any(s["code"] == code and s["versions"] == versions() for s in stamps)
 
 
 def checksums(folder: Path, manifest: dict[str, Any], name: str) -> dict[str, str]:
@@ -220,7 +226,7 @@ def _read_or_run(name, run, settings, code):
     known = {}
     with contextlib.suppress(FileNotFoundError, KeyError):
         record, manifest = _load(RESULTS, name)
-        if code in codes_of(manifest):
+        if is_stamped(manifest, code):
             record = _with_arrays(record, manifest, RESULTS, name)
             known = _by_setting(record, list(settings[0]))
     waiting = [setting for setting in settings if _key(setting) not in known]
@@ -237,12 +243,10 @@ def _read_or_run(name, run, settings, code):
 def _audit(name, run, settings, code, tolerance, record, manifest):
     share, count = os.environ.get("AUDIT"), AUDITED_BY_DEFAULT
     if share is not None:
-        try:
-            share = 1.0 if share == "all" else float(share)
-            assert 0 <= share <= 1
-        except (ValueError, AssertionError):
-            raise ValueError(f"AUDIT is {share}; make it all, or a share from 0 to 1.") from None
-        count = math.ceil(share * len(settings))
+        number = pd.to_numeric("1" if share == "all" else share, errors="coerce")
+        if not 0 <= number <= 1:
+            raise ValueError(f"AUDIT is {share}; make it all, or a share from 0 to 1.")
+        count = math.ceil(number * len(settings))
 
     def by_hash(setting):
         return hashlib.sha256(f"{code}{_key(setting)}".encode()).hexdigest()
@@ -264,8 +268,9 @@ def _audit(name, run, settings, code, tolerance, record, manifest):
             f"{len(sample)} settings that were run again. If the code is right as it is now, "
             f"`make reproduce NB={name[:2]}` computes all anew:\n" + "\n".join(faults)
         )
-    if share is not None and code not in codes_of(manifest):
-        audited = {"code": code, "runs": len(sample), "of": len(settings), "date": _today()}
+    if share is not None and not is_stamped(manifest, code):
+        audited = {"code": code, "versions": versions(), "runs": len(sample), "of": len(settings)}
+        audited["date"] = _today()
         _write_manifest(name, manifest | {"audited": [*manifest["audited"], audited]})
 
 

@@ -101,6 +101,17 @@ def half_width(values: ArrayLike) -> float:
     return stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
 
 
+def prediction_interval(values: ArrayLike) -> tuple[float, float]:
+    """Where one further run would lie in 95 of 100 cases, by Student's t-distribution.
+
+    Args:
+        values: n >= 2 numbers, one for each seed.
+    """
+    values = np.asarray(values, float)
+    half = half_width(values) * np.sqrt(len(values) + 1)
+    return values.mean() - half, values.mean() + half
+
+
 def plus_minus(values: ArrayLike, digits: int = 1) -> str:
     """A mean with the half-width of its 95 % confidence interval, such as "97.2 ± 0.1".
 

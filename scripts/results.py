@@ -6,6 +6,7 @@ from lab.data import ROOT
 from lab.reporting import plus_minus
 
 FIGURES, RESULTS = ROOT / "figures", ROOT / "results"
+ALLOWED_LOSS = 0.3  # Of clean validation accuracy, in points.
 
 
 def read(name):
@@ -38,8 +39,20 @@ def matched():
         yield f"minus {other}", f"{interval(difference)} points; margin of equivalence 0.3"
 
 
+def best_strengths(record):
+    """The weight of the x-term with the best noisy validation accuracy, for each norm."""
+    columns = ["clean, validation", "noisy, validation"]
+    means = record.groupby(["norm", "x_weight", "y_weight"])[columns].mean()
+    ((y_term_alone, _),) = means.xs(0.0, level="x_weight").to_numpy()
+    eligible = means[means["clean, validation"] >= y_term_alone - ALLOWED_LOSS].reset_index()
+    eligible = eligible[eligible["x_weight"] > 0].sort_values("noisy, validation")
+    return eligible.groupby("norm")["x_weight"].last().to_dict()
+
+
 def terms():
-    strength = pd.read_csv(RESULTS / "04_strength.csv").query("y_weight == 1")
+    strength = pd.read_csv(RESULTS / "04_strength.csv")
+    best = best_strengths(strength)
+    strength = strength.query("y_weight == 1")
     epochs = strength["epochs"].max()
     measured = ["clean", "noisy", "attacked"]
     strength = strength.set_index(["norm", "x_weight", "seed"])[measured].sort_index()
@@ -47,13 +60,13 @@ def terms():
     for norm, w, name in (
         (2, 1.0, "at its published strength"),
         (2, 78.4, "at that of the plain norm"),
-        (1, 3000.0, "in the ℓ1 norm, as chosen on validation digits"),
+        (1, best[1], "in the ℓ1 norm, as chosen on validation digits"),
     ):
         gain = strength.loc[norm, w] - without
         yield (
             f"the x-term, {name}, after {epochs} epochs",
             f"{interval(gain['clean'])} points of test accuracy, {interval(gain['noisy'])} with "
-            f"noise, {interval(gain['attacked'])} under attack",
+            f"noise, {interval(gain['attacked'])} under ten steps of PGD",
         )
     scale = pd.read_csv(RESULTS / "04_scale.csv").query("epoch == epochs")
     scale = scale.pivot(index="seed", columns=["objective", "ε"])["accuracy"]
@@ -75,6 +88,7 @@ def actions():
 
 
 def noise():
+    best = best_strengths(pd.read_csv(RESULTS / "04_strength.csv"))[2]
     runs = pd.read_csv(RESULTS / "06_noise.csv")
     epochs = runs["epochs"].max()
     corrupted = runs[(runs["strength"] == 0) & (runs["kind"] != "clean")]
@@ -86,7 +100,7 @@ def noise():
         accuracy = of_kind.groupby(["arm", "norm", "w", "seed"])["accuracy"].mean()
         for arm, name in (
             (("gradient loss", 2, 1), "gradient loss as published"),
-            (("25 × gradient loss", 2, 1000), "gradient loss with the best weight in ℓ2"),
+            (("25 × gradient loss", 2, best), "gradient loss with the best weight in ℓ2"),
         ):
             difference = accuracy.loc[arm] - accuracy.loc["mean squared error", 2, 0]
             yield (

@@ -39,6 +39,7 @@ def main():
         signal.signal(number, stop)
 
     notebooks = find_notebooks(arguments.only)
+    os.environ.pop("REPRODUCE", None)
     if arguments.reproduce:
         os.environ["REPRODUCE"] = notebooks[0].name[:2] if arguments.only else "all"
     start = time.monotonic()

@@ -247,12 +247,17 @@ def test_an_audit_that_was_asked_for_stamps_the_record_with_its_code(recorded):
     renamed = {"old": "correct", "new": "right"}
     columns = {"old": "for n in range(2)", "new": "for n in range(0 + 2)"}
     recorded(**columns)
-    assert experiments.codes_of(json.loads(recorded.manifest.read_text())) == [made]
+    assert json.loads(recorded.manifest.read_text())["audited"] == []
     with pytest.raises(AssertionError):
         recorded(**renamed, AUDIT="0.5")
     recorded(**columns, AUDIT="0.5")
     manifest = json.loads(recorded.manifest.read_text())
-    assert len(experiments.codes_of(manifest)) == 2
+    stamp = manifest["audited"][0]["code"]
+    assert experiments.is_stamped(manifest, made) and experiments.is_stamped(manifest, stamp)
+    assert not experiments.is_stamped(manifest, made[::-1])
+    for stamped in (manifest, *manifest["audited"]):
+        stamped["versions"] = manifest["versions"] | {"keras": "0.1"}
+    assert not experiments.is_stamped(manifest, made)
     assert manifest["audited"][0]["runs"] == 3
     assert manifest["audited"][0]["of"] == 6
     before = recorded.manifest.read_text()

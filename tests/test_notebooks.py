@@ -118,6 +118,15 @@ def test_each_decimal_in_prose_is_in_an_output_or_a_setting(notebook):
     assert not unknown, f"no cell computes these numbers, or says them otherwise: {unknown}"
 
 
+def test_no_placeholder_is_left_in_prose(notebook):
+    prose = [
+        "".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"
+    ]
+    text = FORMULAS_AND_LINKS.sub("", "\n".join(prose))
+    left = re.findall(r"\b[A-Z]+_[A-Z_]+\b|\b(?:TODO|DRAFT|FIXME|XXX|TBD)\b|\{\w*\}", text)
+    assert not left, left
+
+
 def test_only_known_tags(notebook):
     for cell in notebook["cells"]:
         assert set(tags(cell)) <= {"parameters", "nbval-ignore-output"}

@@ -17,6 +17,13 @@ def test_half_width_is_that_of_the_table_of_students_t():
     np.testing.assert_allclose(reporting.half_width([1, 2, 3, 4, 5]), 2.776 * 0.5**0.5, rtol=1e-3)
 
 
+def test_prediction_interval_is_that_of_the_table_of_students_t():
+    # Half of it is 2.776 * s * sqrt(1 + 1/5), with s = sqrt(2.5).
+    half = 2.776 * (2.5 * 1.2) ** 0.5
+    interval = reporting.prediction_interval([1, 2, 3, 4, 5])
+    np.testing.assert_allclose(interval, [3 - half, 3 + half], rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("values", "digits", "expected"),
     [

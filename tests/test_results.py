@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 from test_fingerprint import NOTEBOOK
 
-from lab.experiments import checksums, codes_of
+from lab.experiments import checksums, is_stamped
 from lab.fingerprint import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,9 +39,10 @@ def test_the_networks_are_few_and_each_belongs_to_a_record():
 def test_a_record_was_computed_or_audited_with_the_present_code(path, name, run):
     manifest = json.loads((ROOT / "results" / f"{name}.json").read_text())
     assert path.name.startswith(name[:2])
-    assert fingerprint(definitions(path)[run]) in codes_of(manifest), (
-        f"The code behind results/{name}.csv has changed since. If results should be the same, "
-        f"`make audit NB={name[:2]}` runs a tenth again and stamps the record; "
+    assert is_stamped(manifest, fingerprint(definitions(path)[run])), (
+        f"The code behind results/{name}.csv has changed since, or the version of a library. If "
+        f"results should be the same, `make audit NB={name[:2]}` runs a tenth again and stamps "
+        "the record; "
         f"`make reproduce NB={name[:2]}` computes all of it anew."
     )
 

@@ -5,18 +5,9 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
+from scripts.results import best_strengths
+
 ROOT = Path(__file__).resolve().parent.parent
-ALLOWED_LOSS = 0.3  # Of clean validation accuracy, in points.
-
-
-def best_strengths(record):
-    """The weight of the x-term with the best noisy validation accuracy, for each norm."""
-    columns = ["clean, validation", "noisy, validation"]
-    means = record.groupby(["norm", "x_weight", "y_weight"])[columns].mean()
-    ((y_term_alone, _),) = means.xs(0.0, level="x_weight").to_numpy()
-    eligible = means[means["clean, validation"] >= y_term_alone - ALLOWED_LOSS].reset_index()
-    eligible = eligible[eligible["x_weight"] > 0].sort_values("noisy, validation")
-    return eligible.groupby("norm")["x_weight"].last().to_dict()
 
 
 def test_the_rule_takes_the_best_of_those_that_keep_clean_accuracy():
