@@ -28,10 +28,10 @@ def reproduced():
 
 
 def matched():
-    accuracy = read("03_differences").pivot(index="seed", columns="objective")["test accuracy"]
-    epochs = read("03_curves")["epoch"].max() + 1
+    runs = pd.read_csv(RESULTS / "03_matched.csv").query("epoch == binned_epoch")
+    accuracy = runs.pivot(index="seed", columns="objective", values="test_accuracy")
     yield (
-        f"gradient loss, all else matched, after {epochs} epochs",
+        f"gradient loss, all else matched, after {runs['epoch'].max()} epochs",
         f"test accuracy {interval(accuracy['gradient loss'])} %",
     )
     for other in ("mean squared error", "cross-entropy"):
