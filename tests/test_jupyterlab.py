@@ -145,6 +145,10 @@ def open_notebook(lab, browser, path):
 
 
 def save(browser):
+    """Save; if JupyterLab asks, as it may take a slow save of its own for another program, yes."""
+    for button in browser.find_elements(By.CSS_SELECTOR, ".jp-Dialog-button"):
+        if button.text == "Overwrite":
+            button.click()
     keys = webdriver.ActionChains(browser)
     keys.key_down(Keys.CONTROL).send_keys("s").key_up(Keys.CONTROL).perform()
 
@@ -160,12 +164,13 @@ def test_notebook_01_runs_from_the_menu_and_shows_its_figures(lab, browser, note
     click(browser, ".lm-Menu-item", "Run All Cells")
 
     def finished():  # By the file, as JupyterLab draws only the cells that are in view.
+        time.sleep(2)
         save(browser)
         with contextlib.suppress(nbformat.reader.NotJSONError):  # It is being written.
             return "no claim is enforced" in str(executed(notebook)[-1].outputs)
         return False
 
-    wait_for(finished, 240, "the last cell printed nothing")
+    wait_for(finished, 600, "the last cell printed nothing")
 
     cells = executed(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
