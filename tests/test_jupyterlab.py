@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -144,11 +146,23 @@ def open_notebook(lab, browser, path):
     )
 
 
+def run_all_cells(browser):
+    """From the menu; again if no cell starts, as a click may come before JupyterLab is ready."""
+    texts = "[...document.querySelectorAll('.jp-InputPrompt')].map(prompt => prompt.textContent)"
+
+    def started(_):
+        return re.search(r"[*\d]", browser.execute_script(f"return {texts}.join()"))
+
+    for _ in range(3):
+        click(browser, ".lm-MenuBar-item", "Run")
+        click(browser, ".lm-Menu-item:not(.lm-mod-disabled)", "Run All Cells")
+        with contextlib.suppress(TimeoutException):
+            WebDriverWait(browser, 30).until(started)
+            return
+    raise AssertionError("No cell started.")
+
+
 def save(browser):
-    """Save; if JupyterLab asks, as it may take a slow save of its own for another program, yes."""
-    for button in browser.find_elements(By.CSS_SELECTOR, ".jp-Dialog-button"):
-        if button.text == "Overwrite":
-            button.click()
     keys = webdriver.ActionChains(browser)
     keys.key_down(Keys.CONTROL).send_keys("s").key_up(Keys.CONTROL).perform()
 
@@ -160,8 +174,7 @@ def executed(notebook):
 
 def test_notebook_01_runs_from_the_menu_and_shows_its_figures(lab, browser, notebook):
     open_notebook(lab, browser, notebook.name)
-    click(browser, ".lm-MenuBar-item", "Run")
-    click(browser, ".lm-Menu-item", "Run All Cells")
+    run_all_cells(browser)
 
     def finished():  # By the file, as JupyterLab draws only the cells that are in view.
         time.sleep(2)
