@@ -175,8 +175,9 @@ def adversarial_training(radius: float, steps: int) -> Objective:
 
     From an even random δ, `steps` times: δ ← clip(δ + a sign ∇ₓH(x + δ), −ε, ε), where ε = radius.
     One step of size a = 1.25 ε is FGSM from a random start: E. Wong, L. Rice, J. Kolter, "Fast is
-    better than free: revisiting adversarial training", ICLR 2020. Several of size a = ε/2 are PGD:
-    A. Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018.
+    better than free: revisiting adversarial training", ICLR 2020. Several of size a = 2.5 ε/steps
+    are PGD: A. Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR
+    2018.
     x must be in [0, 1]. The batch determines the start: see `_draw`.
 
     Raises:
@@ -307,9 +308,8 @@ def _worst_point(
     loss_at: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor, radius: float, steps: int
 ) -> tf.Tensor:
     """A point that an attack has found, from an even random start; see `adversarial_training`."""
-    step_size = 1.25 * radius if steps == 1 else radius / 2
-    uniform = tf.random.stateless_uniform
-    change = _draw(uniform, tf.shape(x), x, minval=-radius, maxval=radius)
+    step_size = (1.25 if steps == 1 else 2.5 / steps) * radius
+    change = radius * _draw(_evenly, tf.shape(x), x)
     for _ in range(steps):
         point = tf.clip_by_value(x + change, 0.0, 1.0)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -318,6 +318,15 @@ def _worst_point(
         change = point - x + step_size * tf.sign(tape.gradient(loss, point))
         change = tf.clip_by_value(change, -radius, radius)
     return tf.stop_gradient(tf.clip_by_value(x + change, 0.0, 1.0))
+
+
+def _evenly(shape, key, alg):
+    """One of 256 evenly spaced numbers in ±1 for each element: four to a random integer."""
+    elements = tf.reduce_prod(shape)
+    count = [(elements + 3) // 4]
+    drawn = tf.random.stateless_uniform(count, key, None, None, tf.uint32, alg=alg)
+    values = tf.cast(tf.reshape(tf.bitcast(drawn, tf.uint8), [-1]), tf.float32)
+    return tf.reshape((values[:elements] - 127.5) / 128, shape)
 
 
 def _draw(

@@ -40,13 +40,14 @@ def notebook(tmp_path, monkeypatch):
     monkeypatch.setenv("RUN_FOLDER", str(tmp_path))
     source = NOTEBOOK.format(folder=str(tmp_path / "ran"))
 
-    def call(grid=GRID, old="", new="", tolerance=TOLERANCE, **environment):
+    def call(grid=GRID, old="", new="", tolerance=TOLERANCE, audit=None, **environment):
         for name in ("AUDIT", "CLAIMS", "REPRODUCE"):
             monkeypatch.delenv(name, raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         assert old in source
-        return experiment("01_test", define(source.replace(old, new)), grid, tolerance=tolerance)
+        run = define(source.replace(old, new))
+        return experiment("01_test", run, grid, tolerance=tolerance, audit=audit)
 
     def ran():
         files = list((tmp_path / "ran").iterdir())
@@ -166,6 +167,23 @@ def test_a_changed_result_of_the_code_is_found(recorded):
         AssertionError, match=r"mark \(row 0\) is recorded as (even, and now odd|odd, and now even)"
     ):
         recorded(old="seed % 2 == 0", new="seed % 2 == 1")
+
+
+FASTER = """
+def run(weight, seed):
+    return [{"first_epoch_loss": 1 / 3, "accuracy": 10 * weight + seed + n / 3} for n in range(2)]
+"""
+
+
+def test_a_faster_function_audits_the_two_and_no_larger_share(recorded):
+    recorded(audit=define(FASTER))
+    assert recorded.ran() == 0
+    with pytest.raises(
+        AssertionError, match=r"2 settings that(.|\n)*accuracy \(row 1\) is recorded"
+    ):
+        recorded(audit=define(FASTER.replace("n / 3", "n")))
+    recorded(audit=define(FASTER), AUDIT="0.5")
+    assert recorded.ran() == 3
 
 
 @pytest.mark.parametrize(
