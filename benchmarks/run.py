@@ -32,7 +32,7 @@ def main():
     for script, name in [
         ("growth.py", "09_growth"),
         ("sweep_time.py", "09_sweep_time"),
-        ("methods.py", "07_frontier"),
+        ("methods.py", "07_cost"),
     ]:
         run = subprocess.run([sys.executable, FOLDER / script], capture_output=True, text=True)
         if run.returncode:

@@ -196,7 +196,9 @@ def _network_file(name, setting):
     """Where the network of a setting is, in `results/`."""
     values = [v if isinstance(v, str) else f"{v:g}" for v in setting.values()]
     return (
-        "networks/" + "_".join([name, *(re.sub(r"[^\w.+-]+", "-", v) for v in values)]) + ".keras"
+        "networks/"
+        + "_".join([name, *(re.sub(r"[^\w.+-]+", "-", v, flags=re.ASCII) for v in values)])
+        + ".keras"
     )
 
 
