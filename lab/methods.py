@@ -131,14 +131,15 @@ METHODS = {
 
 
 def trials_of(name: str) -> list[dict[str, Any]]:
-    """The trials of a method: arguments of `train_method` that a scrambled Sobol sequence spreads.
+    """The trials of a method: arguments of `train_method`, spread by a Latin hypercube.
 
-    The sequence has a seed of its own for each method. I. Sobol, "On the distribution of points in
-    a cube and the approximate evaluation of integrals", USSR Computational Mathematics and
-    Mathematical Physics 7(4), 1967.
+    The hypercube has low discrepancy and a seed of its own for each method. M. McKay, R. Beckman,
+    W. Conover, "A comparison of three methods for selecting values of input variables",
+    Technometrics 21(2), 1979.
     """
     method = METHODS[name]
-    points = qmc.Sobol(5, seed=list(METHODS).index(name)).random(method.trials)
+    seed = list(METHODS).index(name)
+    points = qmc.LatinHypercube(5, optimization="random-cd", rng=seed).random(method.trials)
 
     def between(low, high, share):
         return float(f"{low * (high / low) ** share:.3g}")
