@@ -1,4 +1,4 @@
-"""Time what training on the gradient loss costs; write the tables that notebook 09 reads.
+"""Time what training on the gradient loss costs; write the tables that notebooks 07 and 09 read.
 
 The contestants take turns, so that all of them meet the same moods of the machine.
 """
@@ -29,7 +29,11 @@ CONTESTANTS = {
 
 def main():
     save(time_epochs(), "09_epoch_time")
-    for script, name in [("growth.py", "09_growth"), ("sweep_time.py", "09_sweep_time")]:
+    for script, name in [
+        ("growth.py", "09_growth"),
+        ("sweep_time.py", "09_sweep_time"),
+        ("methods.py", "07_cost"),
+    ]:
         run = subprocess.run([sys.executable, FOLDER / script], capture_output=True, text=True)
         if run.returncode:
             sys.exit(f"{script} failed:\n{run.stderr}")

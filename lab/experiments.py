@@ -58,7 +58,8 @@ def experiment(
             arrays with a value for each test digit, which are kept in `results/NAME.npz`. Among
             the numbers must be first_epoch_loss, the mean loss of the first epoch, which shows a
             changed training where final accuracies would not. What `run` refers to must have a
-            fingerprint: see `lab.fingerprint`.
+            fingerprint: see `lab.fingerprint`. A run that loads a network instead of training one
+            has its `lab.networks.checksum` among the settings, so that a record is of that network.
         grid: as `sweep` takes it; its values are names and numbers.
         tolerance: for each result that a repetition elsewhere may not meet exactly, by how much it
             may differ; of a boolean array, in which share of its values.
@@ -195,7 +196,9 @@ def _network_file(name, setting):
     """Where the network of a setting is, in `results/`."""
     values = [v if isinstance(v, str) else f"{v:g}" for v in setting.values()]
     return (
-        "networks/" + "_".join([name, *(re.sub(r"[^\w.+-]+", "-", v) for v in values)]) + ".keras"
+        "networks/"
+        + "_".join([name, *(re.sub(r"[^\w.+-]+", "-", v, flags=re.ASCII) for v in values)])
+        + ".keras"
     )
 
 
@@ -336,7 +339,7 @@ def _reproduce(name, run, settings, code, tolerance):
     with partial.open("a", newline="") as file, _progress(name, settings, waiting) as progress:
         for key, rows, seconds, error in run_side_by_side(run, waiting):
             progress()
-            error = error or _fault(rows)
+            error = error or _fault(rows, waiting[key])
             if error:
                 failures.append(f"{_short(waiting[key])}: {error}")
                 continue
@@ -380,8 +383,8 @@ def _progress(name, settings, waiting):
     clear_progress()
 
 
-def _fault(rows):
-    if not all("first_epoch_loss" in row for row in rows):
+def _fault(rows, setting):
+    if "checksum" not in setting and not all("first_epoch_loss" in row for row in rows):
         return "the run doesn't return first_epoch_loss, the mean loss of its first epoch"
     if not isinstance(rows[-1].get("network", b""), bytes):
         return "network isn't bytes; make them by lab.networks.to_bytes"

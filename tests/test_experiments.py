@@ -55,6 +55,7 @@ def notebook(tmp_path, monkeypatch):
             file.unlink()
         return len(files)
 
+    call.source = source
     call.ran, call.results = ran, tmp_path / "results"
     call.record, call.manifest = call.results / "01_test.csv", call.results / "01_test.json"
     return call
@@ -319,6 +320,18 @@ def test_a_run_that_can_not_be_recorded_is_named(notebook, old, new, message):
     with pytest.raises(RuntimeError, match=f"(?s)6 of 6 runs failed.*{message}"):
         notebook(old=old, new=new, REPRODUCE="1")
     assert not notebook.record.exists()
+
+
+def test_a_run_that_loads_a_network_has_no_first_epoch(notebook):
+    grid = GRID | {"checksum": ["sha256-0f3a"]}
+    without = {"old": '"first_epoch_loss": 1 / 3, ', "new": ""}
+    with_checksum = {"old": "def run(weight, seed)", "new": "def run(weight, seed, checksum)"}
+    source = notebook.source
+    for change in (without, with_checksum):
+        source = source.replace(change["old"], change["new"])
+    table = notebook(grid, old=notebook.source, new=source, REPRODUCE="1")
+    assert "first_epoch_loss" not in table
+    notebook(grid, old=notebook.source, new=source, AUDIT="all")
 
 
 def test_a_results_folder_that_can_not_be_written_is_named(notebook):
