@@ -27,7 +27,7 @@ RESULTS = ROOT / "results"
 # Relative. A repetition elsewhere differs by rounding, which one epoch without XLA magnified to
 # 9.5e-4 at most, in 11 networks.
 FIRST_EPOCH_TOLERANCE = 3e-3
-AUDITED_BY_DEFAULT = 2
+AUDIT_SECONDS = 20  # For each experiment, so that all audits together take two minutes on 2 cores.
 csv.field_size_limit(2**31 - 1)  # A network is half a megabyte of text in a partial record.
 
 
@@ -43,11 +43,12 @@ def experiment(
     """Return the recorded results of `run(**setting)` for each setting, after auditing some.
 
     The record is `results/NAME.csv`. Some of its settings are run again from scratch and must
-    agree with it; a hash of the code decides which. The environment variable AUDIT names another
-    share of them than two: "all", or a number from 0 to 1; these are computed anew, even if the
-    cache remembers them. With REPRODUCE, which `make reproduce` sets to "all" or the number of a
-    notebook, all settings are run, and the results become the new record. What is finished by then
-    is in `results/NAME.partial.csv`, from which the next attempt goes on.
+    agree with it: as many as took 20 seconds of a core, at least one. A hash of the code decides
+    which. The environment variable AUDIT names another share of them, "all", or a number from 0 to
+    1; these are computed anew, even if the cache remembers them. With REPRODUCE, which
+    `make reproduce` sets to "all" or the number of a notebook, all settings are run, and the
+    results become the new record. What is finished by then is in `results/NAME.partial.csv`, from
+    which the next attempt goes on.
 
     In a run with other parameters, when the runner sets CLAIMS to "report", settings that are not
     in the record are computed there and then.
@@ -69,7 +70,7 @@ def experiment(
             kept in `results/networks/`, and each audit measures all of them. As nothing is trained,
             a tenth of the tolerance is allowed.
         audit: where `run` takes minutes, a faster function of the same arguments that returns some
-            of its results. It is called when two settings are audited, and `run` otherwise.
+            of its results. Audits that no AUDIT asks for call it instead.
 
     Returns:
         DataFrame in the order of the grid: a column for each name in the settings, and one for each
@@ -247,9 +248,10 @@ def _read_or_run(name, run, settings, code):
 
 
 def _audit(name, run, audit, settings, code, tolerance, record, manifest):
-    share, count = os.environ.get("AUDIT"), AUDITED_BY_DEFAULT
+    share = os.environ.get("AUDIT")
     if share is None:
         run = audit or run
+        count = max(1, int(AUDIT_SECONDS / max(manifest["seconds"] / manifest["runs"], 1)))
     else:
         number = pd.to_numeric("1" if share == "all" else share, errors="coerce")
         if not 0 <= number <= 1:

@@ -66,7 +66,14 @@ def recorded(notebook):
     notebook(REPRODUCE="1")
     (notebook.results / "01_test.partial.csv").unlink()  # As the runner does.
     assert notebook.ran() == 6
+    note_seconds(notebook, 60)
     return notebook
+
+
+def note_seconds(notebook, seconds):
+    """As if all runs had taken so long: an audit has 20 seconds."""
+    manifest = json.loads(notebook.manifest.read_text())
+    notebook.manifest.write_text(json.dumps(manifest | {"seconds": seconds}))
 
 
 def test_a_record_is_the_table_of_all_settings(recorded):
@@ -100,6 +107,13 @@ def test_an_audit_runs_its_share_again(recorded, audit, runs):
     for repeated in (runs, 0 if audit is None else runs):  # The cache serves the default only.
         recorded(**({} if audit is None else {"AUDIT": audit}))
         assert recorded.ran() == repeated
+
+
+@pytest.mark.parametrize(("seconds", "runs"), [(6, 6), (40, 3), (60, 2), (61, 1), (6000, 1)])
+def test_an_audit_has_twenty_seconds_or_one_run(recorded, seconds, runs):
+    note_seconds(recorded, seconds)
+    recorded()
+    assert recorded.ran() == runs
 
 
 def test_the_code_decides_what_is_audited(recorded, monkeypatch):

@@ -105,7 +105,6 @@ def test_complete_run_replaces_the_notebook_and_its_figures(project, monkeypatch
     status, stdout, stderr = run(project)
     assert status == 0, stderr
     assert not any(map(is_alive, noted_pids(project)))
-    assert "epoch 20 None" in stdout, "the output is not shown while the notebook runs"
     assert "1 of 2, 01_first.ipynb: running\n" in stdout
     assert "2 of 2, 02_other.ipynb: running\n" in stdout
     executed = nbformat.read(notebook, as_version=4)
@@ -118,8 +117,45 @@ def test_complete_run_replaces_the_notebook_and_its_figures(project, monkeypatch
     assert names == {"01_new.png"}, "02 draws nothing, so its figure goes; 01 replaces its own"
 
     once = snapshot(project)
-    assert run(project, "--only", "01")[0] == 0
+    status, stdout, _ = run(project, "--only", "01")
+    assert status == 0
+    assert "epoch 20 None" in stdout, "the output is not shown while the notebook runs"
     assert snapshot(project) == once
+
+
+MEET = """
+import pathlib, time
+pathlib.Path("../{mine}").touch()
+for _ in range(600):
+    time.sleep(0.1)
+    if pathlib.Path("../{other}").exists():
+        break
+else:
+    raise TimeoutError
+"""
+
+
+def test_two_notebooks_run_side_by_side(project):
+    write(project / "notebooks" / "01_first.ipynb", MEET.format(mine="a", other="b"))
+    write(project / "notebooks" / "02_other.ipynb", MEET.format(mine="b", other="a"))
+    status, stdout, stderr = run(project)
+    assert status == 0, stderr
+    assert stdout.index("2 of 2") < stdout.index("done")
+
+
+def test_after_a_failure_what_runs_is_completed_and_no_more_is_started(project):
+    failed = "raise OSError('no more')"
+    write(project / "notebooks" / "01_first.ipynb", MEET.format(mine="a", other="b"), failed)
+    longer = "time.sleep(5); print(2)"
+    write(project / "notebooks" / "02_other.ipynb", MEET.format(mine="b", other="a"), longer)
+    write(project / "notebooks" / "03_last.ipynb", "print(3)")
+    before = snapshot(project)
+    status, stdout, stderr = run(project)
+    assert status != 0 and "03_last" not in stdout
+    assert "01_first.ipynb failed in code cell 3" in stderr and "02_other" not in stderr
+    after = snapshot(project)
+    changed = {path.name for path in before if after.get(path) != before[path]}
+    assert changed == {"02_other.ipynb", "02_other.png"}, "it draws nothing, so its figure goes"
 
 
 RECORD = """
@@ -177,7 +213,7 @@ def test_failing_cell_leaves_everything_as_it_was_and_is_named(project, source, 
     cells = [DRAW + START_CHILDREN, source, "print('never reached')"]
     write(project / "notebooks" / "01_first.ipynb", *cells)
     before = snapshot(project)
-    status, stdout, stderr = run(project)
+    status, stdout, stderr = run(project, "--only", "01")
     assert status != 0
     assert len(noted_pids(project)) == 5
     assert not any(map(is_alive, noted_pids(project)))
@@ -210,21 +246,24 @@ def test_what_a_dying_kernel_wrote_is_shown(project, source, log):
 def test_signal_in_the_middle_leaves_everything_as_it_was(project, number):
     cells = [DRAW, START_CHILDREN, "import time; time.sleep(300)"]
     write(project / "notebooks" / "01_first.ipynb", *cells)
+    write(project / "notebooks" / "02_other.ipynb", "open('../other', 'w')", cells[-1])
     before = snapshot(project)
     process = start(project)
-    wait_until(lambda: noted_pids(project), 60)
+    wait_until(lambda: noted_pids(project) and (project / "other").exists(), 60)
     time.sleep(1)
-    papermill = psutil.Process(process.pid).children()
+    papermills = psutil.Process(process.pid).children()
     process.send_signal(number)
     time.sleep(0.2)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=10)
     assert process.returncode not in (0, -number)
     assert snapshot(project) == before
-    last_line = stderr.strip().splitlines()[-1]
-    assert last_line.startswith(f"01_first.ipynb was stopped by {number.name} in code cell 4")
-    assert papermill
-    assert not any(map(is_alive, [papermill[0].pid, *noted_pids(project)]))
+    lines = stderr.strip().splitlines()[-2:]
+    assert lines[0].startswith(f"01_first.ipynb was stopped by {number.name} in code cell 4")
+    assert lines[1].startswith(f"02_other.ipynb was stopped by {number.name} in code cell 3")
+    pids = [papermill.pid for papermill in papermills]
+    assert len(pids) == 2
+    assert not any(map(is_alive, [*pids, *noted_pids(project)]))
 
 
 def wait_until(condition, seconds):
@@ -267,11 +306,13 @@ def test_time_left_is_what_the_notebooks_state_scaled_by_the_time_spent(tmp_path
         opening = new_markdown_cell(f"It takes about {path.stem[1:]} seconds on 2 cores.")
         later = [new_code_cell(), new_markdown_cell("Training takes about 5 seconds.")]
         nbformat.write(new_notebook(cells=[opening, *later]), path)
-    assert script.time_left(notebooks, 0, 0) == ", about 6 minutes left"  # 340 s
-    assert script.time_left(notebooks, 1, 20) == ", about 2 minutes left"  # 300 s · 20/40
-    assert script.time_left(notebooks, 2, 56) == ", about 80 seconds left"  # 200 s · 56/140
+    assert script.time_left(notebooks, [], 0, 1) == ", about 6 minutes left"  # 340 s
+    assert script.time_left(notebooks, [], 0, 2) == ", about 3 minutes left"
+    assert script.time_left(notebooks, notebooks[:1], 20, 2) == ", about 2 minutes left"  # 300 s/2
+    left = script.time_left(notebooks, notebooks[:2], 56, 2)
+    assert left == ", about 80 seconds left"  # 200 s · 56/140
     nbformat.write(new_notebook(cells=later), notebooks[2])
-    assert script.time_left(notebooks, 1, 20) == ""
+    assert script.time_left(notebooks, notebooks[:1], 20, 2) == ""
 
 
 @pytest.mark.parametrize("name", [None, "named/kernel.log", "file/kernel.log"])
