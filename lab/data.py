@@ -9,12 +9,18 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-MNIST_FILE = ROOT / "data" / "mnist.npz"
+FOLDER = ROOT / "data"
 MNIST_SHA256 = {
     "x_train": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
     "y_train": "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
     "x_test": "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
     "y_test": "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
+}
+FASHION_MNIST_SHA256 = {
+    "x_train": "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
+    "y_train": "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7",
+    "x_test": "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
+    "y_test": "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
 }
 
 
@@ -32,7 +38,17 @@ def load_mnist(validation: int = 0) -> tuple[tuple[np.ndarray, np.ndarray], ...]
     Raises:
         ValueError: if the file is missing or damaged, or `validation` isn't in [0, 60000).
     """
-    arrays = _read(MNIST_FILE)
+    return _load("mnist.npz", MNIST_SHA256, validation)
+
+
+def load_fashion_mnist(validation: int = 0) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Load Fashion-MNIST from `data/fashion_mnist.npz`, as `load_mnist` does MNIST."""
+    return _load("fashion_mnist.npz", FASHION_MNIST_SHA256, validation)
+
+
+def _load(file, checksums, validation):
+    # Checksums are a dict, which functools can't cache by.
+    arrays = _read(FOLDER / file, tuple(checksums.items()))
 
     def pair(split):
         images = arrays[f"x_{split}"].reshape(-1, 784).astype("float32") / 255
@@ -47,15 +63,15 @@ def load_mnist(validation: int = 0) -> tuple[tuple[np.ndarray, np.ndarray], ...]
 
 
 @functools.cache
-def _read(path):
+def _read(path, checksums):
     """The verified arrays as they are in the file; once in a process, as many runs load them."""
     try:
         with np.load(path) as archive:
-            arrays = {name: archive[name] for name in MNIST_SHA256}
-        for name, expected in MNIST_SHA256.items():
+            arrays = {name: archive[name] for name, _ in checksums}
+        for name, expected in checksums:
             if hashlib.sha256(np.ascontiguousarray(arrays[name])).hexdigest() != expected:
                 raise ValueError(f"{name} has the wrong checksum")
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        mend = "restore it with `git checkout -- data/mnist.npz`."
+        mend = f"restore it with `git checkout -- data/{path.name}`."
         raise ValueError(f"The dataset {path} is unusable ({error}); {mend}") from error
     return arrays

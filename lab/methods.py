@@ -19,6 +19,7 @@ from lab.objectives import (
     interval_bound_propagation,
     jacobian_regularisation,
     label_smoothing,
+    linearised_margin,
     relative_entropy,
     root_of_cross_entropy,
     squared_error,
@@ -127,6 +128,7 @@ METHODS = {
     "label smoothing": Method("label smoothing", label_smoothing, 0.05, 0.9),
     "cross-entropy": Method("cross-entropy", _of(_plain, cross_entropy), 1.0, 1.0),
     "mean squared error": Method("mean squared error", _of(_plain, squared_error), 1.0, 1.0),
+    "linearised margin": Method("linearised margin", linearised_margin, 0.05, 0.2),
 }
 
 

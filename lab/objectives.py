@@ -96,6 +96,31 @@ def double_backpropagation(penalty: float, norm: int = 2) -> Objective:
     return objective
 
 
+def linearised_margin(radius: float) -> Objective:
+    """The mean over the batch of log(1 + exp(M + ε ‖∇ₓM‖₁)), with ε = radius.
+
+    M = log Σ_{k≠y} exp f_k − f_y is a smooth margin of the wrong classes, and H = log(1 + exp M).
+    So it is cross-entropy where M has risen as far as changes of up to ε of each element let it, to
+    first order. G. Elsayed et al., "Large margin deep networks for classification", NeurIPS 2018,
+    linearise the distance to the boundary in the same way, by the dual norm.
+
+    Raises:
+        ValueError: if radius isn't finite and at least 0.
+    """
+    _check_strength("radius", radius)
+
+    def objective(model, x, y):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            logits = model(x, training=True)
+            margin = tf.reduce_logsumexp(logits - 1e9 * y, axis=1) - tf.reduce_sum(y * logits, 1)
+        gradient = tape.gradient(margin, x)
+        slope = tf.reduce_sum(tf.abs(gradient), axis=list(range(1, gradient.shape.rank)))
+        return tf.reduce_mean(tf.nn.softplus(margin + radius * slope))
+
+    return objective
+
+
 def jacobian_regularisation(penalty: float) -> Objective:
     """The mean over the batch of H + (λ/2) ‖∂f/∂x‖², with λ = penalty and the Frobenius norm.
 
@@ -190,7 +215,7 @@ def adversarial_training(radius: float, steps: int) -> Objective:
         def loss_at(point):
             return cross_entropy(y, model(point, training=True))
 
-        return tf.reduce_mean(loss_at(_worst_point(loss_at, x, radius, steps)))
+        return tf.reduce_mean(loss_at(worst_point(loss_at, x, radius, steps)))
 
     return objective
 
@@ -217,7 +242,7 @@ def trades(trade_off: float, radius: float, steps: int) -> Objective:
             return relative_entropy(clean, model(point, training=True))
 
         fixed = tf.stop_gradient(clean)
-        point = _worst_point(lambda point: distance(fixed, point), x, radius, steps)
+        point = worst_point(lambda point: distance(fixed, point), x, radius, steps)
         return tf.reduce_mean(cross_entropy(y, logits) + trade_off * distance(clean, point))
 
     return objective
@@ -304,10 +329,17 @@ def _keeps_values(layer: keras.Layer) -> bool:
     return isinstance(layer, (keras.layers.InputLayer, keras.layers.Flatten))
 
 
-def _worst_point(
+def worst_point(
     loss_at: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor, radius: float, steps: int
 ) -> tf.Tensor:
-    """A point that an attack has found, from an even random start; see `adversarial_training`."""
+    """Where an attack on a loss ends, from an even random start; see `adversarial_training`.
+
+    Args:
+        loss_at: the loss of each sample at points, shape (B,), of points of the shape of x.
+        x: float32 in [0, 1], shape (B, ...).
+        radius: the largest change of an element.
+        steps: how many, at least 1.
+    """
     step_size = (1.25 if steps == 1 else 2.5 / steps) * radius
     change = radius * _draw(_evenly, tf.shape(x), x)
     for _ in range(steps):

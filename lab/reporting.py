@@ -27,6 +27,7 @@ LOOKS = {
         ("gradient loss, ℓ1 norm", BLUE, "-.", "P"),
         ("gradient loss, chosen w", BLUE, "--", "X"),
         ("0.04 × mean squared error", ORANGE, ":", "v"),
+        ("linearised margin", BLUE, "--", "D"),
         ("double backpropagation, ℓ1", GREEN, "-", "s"),
         ("double backpropagation, ℓ2", GREEN, "--", "p"),
         ("curvature regularisation", GREEN, "-.", "h"),

@@ -122,7 +122,7 @@ def attacked():
 
 
 def carried_over():
-    scores = read("09_differences").set_index(["data", "objective", "seed"])["noisy"].sort_index()
+    scores = read("10_differences").set_index(["data", "objective", "seed"])["noisy"].sort_index()
     for data in scores.index.unique("data"):
         by_objective = scores[data].unstack("objective")
         plain = by_objective.pop("mean squared error")
@@ -134,7 +134,7 @@ def carried_over():
 
 
 def cost():
-    seconds = read("10_epoch_time").pivot(index="repetition", columns="contestant")["seconds"]
+    seconds = read("11_epoch_time").pivot(index="repetition", columns="contestant")["seconds"]
     seconds = seconds.loc[1:]  # The first epoch includes the compilation.
     ratio = seconds["gradient loss, Keras fit"] / seconds["plain loss, Keras fit"]
     yield (
@@ -153,8 +153,8 @@ def table():
         "05": actions,
         "06": noise,
         "07": attacked,
-        "09": carried_over,
-        "10": cost,
+        "10": carried_over,
+        "11": cost,
     }
     for number, results in notebooks.items():
         (path,) = FIGURES.parent.glob(f"notebooks/{number}_*.ipynb")

@@ -10,15 +10,27 @@ import tensorflow as tf
 from lab import data
 from lab.training import batches
 
+LOADERS = {"mnist.npz": data.load_mnist, "fashion_mnist.npz": data.load_fashion_mnist}
+
+
+@pytest.fixture(params=LOADERS)
+def file(request):
+    return request.param
+
 
 @pytest.fixture
-def raw():
-    with np.load(data.MNIST_FILE) as archive:
+def load(file):
+    return LOADERS[file]
+
+
+@pytest.fixture
+def raw(file):
+    with np.load(data.FOLDER / file) as archive:
         return dict(archive)
 
 
-def test_mnist_is_that_of_the_file_as_floats(raw):
-    (x_train, y_train), (x_test, y_test) = data.load_mnist()
+def test_images_are_those_of_the_file_as_floats(load, raw):
+    (x_train, y_train), (x_test, y_test) = load()
     for x, y, split in ((x_train, y_train, "train"), (x_test, y_test, "test")):
         assert x.dtype == np.float32
         assert np.issubdtype(y.dtype, np.integer)
@@ -28,9 +40,17 @@ def test_mnist_is_that_of_the_file_as_floats(raw):
     assert (len(x_train), len(x_test)) == (60_000, 10_000)
 
 
-def test_validation_is_the_end_of_the_training_data():
-    (x_all, y_all), test_all = data.load_mnist()
-    (x, y), test, (x_validation, y_validation) = data.load_mnist(validation=5000)
+def test_classes_are_balanced_as_published():
+    """Fashion-MNIST has equally many images of each class, MNIST has not."""
+    (_, y_train), (_, y_test) = data.load_fashion_mnist()
+    assert np.bincount(y_train).tolist() == [6000] * 10
+    assert np.bincount(y_test).tolist() == [1000] * 10
+    assert len(set(np.bincount(data.load_mnist()[0][1]))) == 10
+
+
+def test_validation_is_the_end_of_the_training_data(load):
+    (x_all, y_all), test_all = load()
+    (x, y), test, (x_validation, y_validation) = load(validation=5000)
     np.testing.assert_array_equal(x, x_all[:55_000])
     np.testing.assert_array_equal(y, y_all[:55_000])
     np.testing.assert_array_equal(x_validation, x_all[55_000:])
@@ -39,16 +59,16 @@ def test_validation_is_the_end_of_the_training_data():
 
 
 @pytest.mark.parametrize("validation", [-1, 60_000, 0.5, None])
-def test_bad_validation_is_named(validation):
+def test_bad_validation_is_named(load, validation):
     with pytest.raises(ValueError, match=f"validation must be .*not {validation}"):
-        data.load_mnist(validation)
+        load(validation)
 
 
-def test_readme_of_the_data_lists_the_checksums(raw):
-    text = (data.MNIST_FILE.parent / "README.md").read_text()
+def test_readme_of_the_data_lists_the_checksums(file, raw):
+    text = (data.FOLDER / "README.md").read_text()
     for name, array in raw.items():
         assert hashlib.sha256(array.tobytes()).hexdigest() in text, name
-    assert hashlib.sha256(data.MNIST_FILE.read_bytes()).hexdigest() in text
+    assert hashlib.sha256((data.FOLDER / file).read_bytes()).hexdigest() in text
 
 
 def write_nothing(path, raw):
@@ -56,11 +76,11 @@ def write_nothing(path, raw):
 
 
 def write_truncated(path, raw):
-    path.write_bytes(data.MNIST_FILE.read_bytes()[:1_000_000])
+    path.write_bytes((data.FOLDER / path.name).read_bytes()[:1_000_000])
 
 
 def write_damaged(path, raw):
-    damaged = bytearray(data.MNIST_FILE.read_bytes())
+    damaged = bytearray((data.FOLDER / path.name).read_bytes())
     damaged[5_000_000:5_000_100] = bytes(100)
     path.write_bytes(damaged)
 
@@ -90,12 +110,12 @@ def write_one_pixel_changed(path, raw):
         (write_one_pixel_changed, "x_test has the wrong checksum"),
     ],
 )
-def test_bad_file_is_named_with_the_mend(write, message, raw, tmp_path, monkeypatch):
-    path = tmp_path / "mnist.npz"
+def test_bad_file_is_named_with_the_mend(write, message, file, load, raw, tmp_path, monkeypatch):
+    path = tmp_path / file
     write(path, raw)
-    monkeypatch.setattr(data, "MNIST_FILE", path)
-    with pytest.raises(ValueError, match=f"(?s){message}.*git checkout") as error:
-        data.load_mnist()
+    monkeypatch.setattr(data, "FOLDER", tmp_path)
+    with pytest.raises(ValueError, match=f"(?s){message}.*git checkout -- data/{file}") as error:
+        load()
     assert re.search(re.escape(str(path)), str(error.value))
 
 

@@ -18,6 +18,7 @@ from lab.objectives import (
     interval_bound_propagation,
     jacobian_regularisation,
     label_smoothing,
+    linearised_margin,
     relative_entropy,
     root_of_cross_entropy,
     squared_error,
@@ -187,6 +188,14 @@ def curvature(network, y):
     return np.mean(network.cross_entropy(y) + 0.7 * squared_norm)
 
 
+def risen_margin(network, y):
+    odds = (1 - network.p) / network.p
+    margin = np.log((y * odds).sum(axis=1))
+    slopes = np.where(y == 1, -1, network.p / (1 - (y * network.p).sum(axis=1, keepdims=True)))
+    slope = np.abs(network.gradient(slopes)).sum(axis=1)
+    return np.mean(np.log(1 + np.exp(margin + RADIUS * slope)))
+
+
 def worst_by_hand(network, y):
     """Sample by sample, and pixel by pixel: which end of its interval is the worse one."""
     first, first_bias, second, second_bias = network.weights
@@ -232,6 +241,7 @@ CASES = {
     ),
     "TRADES": (trades(0.7, RADIUS, 3), distance_to_attacked),
     "curvature": (curvature_regularisation(0.7, RADIUS), curvature),
+    "linearised margin": (linearised_margin(RADIUS), risen_margin),
     "interval bounds": (interval_bound_propagation(RADIUS, 0.7), intervals),
     "double backpropagation, l2": double_backpropagation_by_hand(2),
     "double backpropagation, l1": double_backpropagation_by_hand(1),
@@ -365,6 +375,17 @@ def test_the_attack_reaches_the_worst_case_of_a_linear_network(xla):
             np.testing.assert_allclose(after, moved, atol=1e-6)
 
 
+def test_the_linearised_margin_is_the_worst_case_of_a_linear_network():
+    """Two classes, and elements that may leave [0, 1]."""
+    model, (x, y) = linear_network(6, 2), batch(50, [6], classes=2)
+    kernel = model.get_weights()[0]
+    sign = np.where(y[:, :1] == 1, 1, -1) * np.sign(kernel[:, 1] - kernel[:, 0])
+    worst = (x + RADIUS * sign).astype("float32")
+    value = evaluate(linearised_margin(RADIUS), model, x, y)[0]
+    expected = evaluate(loss_objective(cross_entropy), model, worst, y)[0]
+    assert value == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_bounds_of_a_linear_network_are_reached_and_those_of_others_are_bounds():
     x, y = batch(50, [6])
     model = linear_network(6, CLASSES)
@@ -412,6 +433,7 @@ def test_the_start_of_the_attack_fills_the_ball_evenly(xla):
         adversarial_training(0.0, 1),
         trades(0.0, 0.1, 1),
         curvature_regularisation(0.0, 0.1),
+        linearised_margin(0.0),
         interval_bound_propagation(0.0, 0.5),
     ],
 )
@@ -431,6 +453,7 @@ def test_strength_zero_is_cross_entropy(objective):
         (label_smoothing, "share"),
         (weight_decay, "penalty"),
         (lambda radius: adversarial_training(radius, 1), "radius"),
+        (linearised_margin, "radius"),
         (lambda trade_off: trades(trade_off, 0.1, 1), "trade_off"),
         (lambda penalty: curvature_regularisation(penalty, 0.1), "penalty"),
         (lambda clip: clipped_labels(loss_objective(relative_entropy), clip), "clip"),
