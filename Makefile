@@ -1,12 +1,12 @@
 # Every way into the project. Each target first makes sure that .venv holds the pinned packages.
 
 .DEFAULT_GOAL := help
-.PHONY: help install cluster run-all run reproduce audit readme test mnist-c lab git-filter bench clean-cache clean
+.PHONY: help install cluster run-all run reproduce audit readme test library-attacks mnist-c lab git-filter bench clean-cache clean
 export PYTHON
 BIN := .venv/bin
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 install:
 	@scripts/install.sh
@@ -36,6 +36,12 @@ test: cluster ## lint, unit tests, and every notebook run again and compared wit
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/python -m pytest
+
+library-attacks: install ## attack the networks of notebook 08 by another library, 15 minutes
+	@$(BIN)/python -c "import art" 2>/dev/null || $(BIN)/python -m pip install --quiet \
+		--disable-pip-version-check --no-deps adversarial-robustness-toolbox==1.20.1 \
+		>>.venv/install.log 2>&1
+	@$(BIN)/python scripts/library_attacks.py
 
 mnist-c: install ## download MNIST-C, the corrupted test digits, from Zenodo into data/mnist_c
 	@$(BIN)/python scripts/download_mnist_c.py

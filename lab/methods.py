@@ -21,13 +21,12 @@ from lab.objectives import (
     label_smoothing,
     linearised_margin,
     relative_entropy,
-    root_of_cross_entropy,
     squared_error,
     trades,
     weight_decay,
 )
 from lab.training import TrainingRun, train
-from utils import Objective, gradient_loss_objective, loss_objective
+from utils import Objective, gradient_loss_objective, loss_objective, root_of_cross_entropy
 
 LEARNING_RATES = 0.0015, 0.006
 RAMPS = 0.0, 0.8

@@ -47,17 +47,6 @@ def relative_entropy(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.where(positive, terms, 0.0), axis=1)
 
 
-def root_of_cross_entropy(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """½ Σ_k y_k² √(−log p_k + 0.01), shape (B,).
-
-    For one-hot labels it is ½ √(H + 0.01), and its gradient at y is √(H + 0.01) at the label and 0
-    elsewhere. So the y-term of its gradient loss is cross-entropy, up to a factor and a constant,
-    and ‖∇ₓ‖² is ‖∇ₓH‖² / (16 (H + 0.01)), which fades more slowly than ‖∇ₓH‖².
-    """
-    roots = tf.sqrt(0.01 - tf.nn.log_softmax(logits))
-    return tf.reduce_sum(y**2 * roots, axis=1) / 2
-
-
 def clipped_labels(objective: Objective, clip: float) -> Objective:
     """The objective at (model, x, ỹ), with ỹ_k = min(max(y_k, c), 1 − c).
 

@@ -7,7 +7,8 @@ import tensorflow as tf
 
 from lab import methods
 from lab.methods import METHODS, dense_network, gradient_loss, train_method, trials_of
-from lab.objectives import cross_entropy, root_of_cross_entropy, squared_error
+from lab.objectives import cross_entropy, squared_error
+from utils import root_of_cross_entropy
 
 TRIAL = {"strength": 0.5, "learning_rate": 0.004, "ramp": 0.5, "epochs": 8, "activation": "relu"}
 

@@ -20,13 +20,12 @@ from lab.objectives import (
     label_smoothing,
     linearised_margin,
     relative_entropy,
-    root_of_cross_entropy,
     squared_error,
     trades,
     weight_decay,
     worst_logits,
 )
-from utils import gradient_loss_objective, loss_objective
+from utils import gradient_loss_objective, loss_objective, root_of_cross_entropy
 
 BATCH, SHAPE, CLASSES = 5, (2, 3), 4
 both_ways = pytest.mark.parametrize("xla", [False, True], ids=["eager", "XLA"])
