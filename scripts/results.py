@@ -81,7 +81,7 @@ def carried_over():
         yield f"{name}, tuned, Fashion-MNIST, ε = 0.1", under_attack(finals.loc[method])
     for data, runs in of_recipe.groupby(level="data", sort=False):
         yield (
-            f"gradient loss by the recipe, untuned, {data}, ε = 0.1",
+            f"gradient loss by the recipe, {data}, ε = 0.1",
             (f"{interval(runs['robust'])} % under PGD, {interval(runs['clean'])} % clean"),
         )
 
