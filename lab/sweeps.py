@@ -100,13 +100,14 @@ def rows_of(
 
     failures = []
     runs = run_side_by_side(run, waiting, scheduler)
-    for key, rows, _, error in tqdm(runs, "runs", len(waiting), leave=False, disable=quiet):
+    hidden = quiet or not waiting
+    for key, rows, _, error in tqdm(runs, "runs", len(waiting), leave=False, disable=hidden):
         if error:
             failures.append(f"{_short(waiting[key])}: {error}")
         else:
             remember.call(key, (rows,))
             results |= {key: rows} | _recall(remember, [key])
-    if waiting and not quiet:
+    if not hidden:
         clear_progress()
     if failures:
         raise RuntimeError(
