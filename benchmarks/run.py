@@ -1,4 +1,4 @@
-"""Time what training on the gradient loss costs; write the tables that notebooks 07 and 11 read.
+"""Time what training on the gradient loss costs; write the tables that notebooks 07 and 12 read.
 
 The contestants take turns, so that all of them meet the same moods of the machine.
 """
@@ -28,10 +28,10 @@ CONTESTANTS = {
 
 
 def main():
-    save(time_epochs(), "11_epoch_time")
+    save(time_epochs(), "12_epoch_time")
     for script, name in [
-        ("growth.py", "11_growth"),
-        ("sweep_time.py", "11_sweep_time"),
+        ("growth.py", "12_growth"),
+        ("sweep_time.py", "12_sweep_time"),
         ("methods.py", "07_cost"),
     ]:
         run = subprocess.run([sys.executable, FOLDER / script], capture_output=True, text=True)
