@@ -269,7 +269,8 @@ def robust_trainer(model: keras.Model, epsilon: float, norm: str = "inf") -> Gra
     in the norm that is dual to the change's. With s = ε ‖∇ₓ log H'‖, a change of epsilon can raise
     H' to H' (1 + s), to first order. That s is squared, and that the factor is 16, is measured, on
     MNIST with changes of 0.1, not derived. In notebook 10 it holds for ten classes and changes of
-    each pixel by 0.05 and 0.1 of the range; it is too strong for 0.2, and untested elsewhere.
+    each pixel by 0.05 and 0.1 of the range, and is too strong for 0.2; notebook 11 tries it on
+    small tables with two and three classes. It is untested elsewhere.
 
     Args:
         model: classifier of one floating input that returns logits, shape (B, n). Fit the result
