@@ -28,6 +28,7 @@ RESULTS = ROOT / "results"
 # 9.5e-4 at most, in 11 networks.
 FIRST_EPOCH_TOLERANCE = 3e-3
 AUDIT_SECONDS = 20  # For each experiment, so that all audits together take two minutes on 2 cores.
+LONGEST_RUN = 200  # Seconds. Longer ones wait for `make audit`, as a reader would wait for them.
 csv.field_size_limit(2**31 - 1)  # A network is half a megabyte of text in a partial record.
 
 
@@ -43,12 +44,12 @@ def experiment(
     """Return the recorded results of `run(**setting)` for each setting, after auditing some.
 
     The record is `results/NAME.csv`. Some of its settings are run again from scratch and must
-    agree with it: as many as took 20 seconds of a core, at least one. A hash of the code decides
-    which. The environment variable AUDIT names another share of them, "all", or a number from 0 to
-    1; these are computed anew, even if the cache remembers them. With REPRODUCE, which
-    `make reproduce` sets to "all" or the number of a notebook, all settings are run, and the
-    results become the new record. What is finished by then is in `results/NAME.partial.csv`, from
-    which the next attempt goes on.
+    agree with it: as many as took 20 seconds of a core, at least one, or none where a run took over
+    200 seconds in the mean. A hash of the code decides which. The environment variable AUDIT names
+    another share of them, "all", or a number from 0 to 1; these are computed anew, even if the
+    cache remembers them. With REPRODUCE, which `make reproduce` sets to "all" or the number of a
+    notebook, all settings are run, and the results become the new record. What is finished by then
+    is in `results/NAME.partial.csv`, from which the next attempt goes on.
 
     In a run with other parameters, when the runner sets CLAIMS to "report", settings that are not
     in the record are computed there and then.
@@ -251,7 +252,8 @@ def _audit(name, run, audit, settings, code, tolerance, record, manifest):
     share = os.environ.get("AUDIT")
     if share is None:
         run = audit or run
-        count = max(1, int(AUDIT_SECONDS / max(manifest["seconds"] / manifest["runs"], 1)))
+        seconds = max(manifest["seconds"] / manifest["runs"], 1)
+        count = max(1, int(AUDIT_SECONDS / seconds)) if seconds <= LONGEST_RUN else 0
     else:
         number = pd.to_numeric("1" if share == "all" else share, errors="coerce")
         if not 0 <= number <= 1:
