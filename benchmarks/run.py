@@ -1,4 +1,4 @@
-"""Time what training on the gradient loss costs; write the tables that notebooks 07 and 12 read.
+"""Time what training on the gradient loss costs; write the tables that notebooks 07 and 13 read.
 
 The contestants take turns, so that all of them meet the same moods of the machine.
 """
@@ -28,10 +28,10 @@ CONTESTANTS = {
 
 
 def main():
-    save(time_epochs(), "12_epoch_time")
+    save(time_epochs(), "13_epoch_time")
     for script, name in [
-        ("growth.py", "12_growth"),
-        ("sweep_time.py", "12_sweep_time"),
+        ("growth.py", "13_growth"),
+        ("sweep_time.py", "13_sweep_time"),
         ("methods.py", "07_cost"),
     ]:
         run = subprocess.run([sys.executable, FOLDER / script], capture_output=True, text=True)

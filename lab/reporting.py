@@ -180,6 +180,63 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def minus(
+    runs: pd.DataFrame, method: str, other: str, column: str, by: str = "method"
+) -> np.ndarray:
+    """The differences of a result between two methods, paired by their seeds and in their order.
+
+    Args:
+        runs: a row for each run, with columns "seed", `by` and `column`.
+        method, other: values in the column `by`.
+        column: numbers, or arrays of one shape.
+        by: which column names the methods.
+
+    Returns:
+        Array, shape (seeds, ...).
+
+    Raises:
+        ValueError: if the two don't have the same seeds.
+    """
+    of_method, of_other = (runs[runs[by] == name].sort_values("seed") for name in (method, other))
+    if list(of_method["seed"]) != list(of_other["seed"]):
+        raise ValueError(
+            f"{method} has the seeds {list(of_method['seed'])} and {other} "
+            f"{list(of_other['seed'])}; give both the same, so that they are pairs."
+        )
+    return np.stack(of_method[column]) - np.stack(of_other[column])
+
+
+def compare_under_attack(runs: pd.DataFrame, ours: str, by: str = "method") -> pd.DataFrame:
+    """Each other method minus ours, clean and under attack, in percentage points.
+
+    Args:
+        runs: a row for each run, with columns "seed", `by`, "clean", "robust", and "withstands",
+            boolean arrays of which images withstand every attack.
+        ours: the method in the column `by` that the others are compared with.
+        by: which column names the methods.
+
+    Returns:
+        DataFrame with a row for each other method: for both accuracies the mean difference with its
+        interval, and its `verdict`; and the `bootstrap_interval` of the one under attack.
+    """
+    rows = {}
+    for method in runs[by].unique():
+        if method == ours:
+            continue
+        row = rows[method] = {}
+        for column in ("clean", "robust"):
+            differences = minus(runs, method, ours, column, by)
+            row[column] = plus_minus(differences, digits=2)
+            row[f"{column}, verdict"] = verdict(differences)
+        pair = [
+            np.stack(runs[runs[by] == name].sort_values("seed")["withstands"])
+            for name in (method, ours)
+        ]
+        low, high = bootstrap_interval(*pair)
+        row["robust, with images"] = f"{low:.2f} to {high:.2f}".replace("-", "−")
+    return pd.DataFrame(rows).T
+
+
 def equivalence_p(differences: ArrayLike, margin: float) -> float:
     """The p-value of equivalence within ± margin: the larger one of two one-sided t-tests (TOST).
 

@@ -101,7 +101,7 @@ def carried_over():
 
 
 def cost():
-    seconds = read("12_epoch_time").pivot(index="repetition", columns="contestant")["seconds"]
+    seconds = read("13_epoch_time").pivot(index="repetition", columns="contestant")["seconds"]
     seconds = seconds.loc[1:]  # The first epoch includes the compilation.
     ratio = seconds["gradient loss, Keras fit"] / seconds["plain loss, Keras fit"]
     yield (
@@ -119,7 +119,7 @@ def table():
         "04": terms,
         "06": noise,
         "10": carried_over,
-        "12": cost,
+        "13": cost,
     }
     for number, results in notebooks.items():
         (path,) = FIGURES.parent.glob(f"notebooks/{number}_*.ipynb")

@@ -103,6 +103,39 @@ def test_bootstrap_interval_takes_seeds_by_digits(shapes):
         reporting.bootstrap_interval(*map(np.ones, shapes))
 
 
+@pytest.fixture
+def attacked():
+    """Three seeds of two methods, in an order that isn't that of the seeds, and four images."""
+    rows = [
+        ("ours", 0, 98.0, 50.0, [1, 1, 0, 0]),
+        ("other", 2, 99.0, 25.0, [1, 0, 0, 0]),
+        ("other", 0, 98.5, 25.0, [1, 0, 0, 0]),
+        ("ours", 2, 97.0, 50.0, [1, 1, 0, 0]),
+        ("ours", 1, 97.5, 50.0, [1, 1, 0, 0]),
+        ("other", 1, 99.0, 25.0, [1, 0, 0, 0]),
+    ]
+    runs = pd.DataFrame(rows, columns=["method", "seed", "clean", "robust", "withstands"])
+    return runs.assign(withstands=[np.array(each, bool) for each in runs["withstands"]])
+
+
+def test_differences_are_paired_by_seeds(attacked):
+    assert list(reporting.minus(attacked, "other", "ours", "clean")) == [0.5, 1.5, 2.0]
+    robust = attacked.rename(columns={"method": "family"})
+    assert list(reporting.minus(robust, "ours", "other", "robust", "family")) == [25.0] * 3
+    with pytest.raises(ValueError, match=r"other has the seeds \[0, 1, 2\] and ours \[0, 2\]"):
+        reporting.minus(attacked.drop(4), "other", "ours", "clean")
+
+
+def test_comparison_under_attack(attacked):
+    table = reporting.compare_under_attack(attacked, "ours")
+    # The standard error of 0.5, 1.5, 2.0 is 0.441, and the quantile with three values 4.30.
+    expected = ["1.33 ± 1.90", "–", "−25.00 ± 0.00", "behind"]
+    assert list(table.index) == ["other"]
+    assert list(table.iloc[0, :4]) == expected
+    # One image of four differs, which of four drawn is up to three in all but 1 of 256 cases.
+    assert table.iloc[0, 4] == "−75.00 to 0.00"
+
+
 def test_equivalence_takes_both_sides():
     # Mean 0.1 and standard error 0.05: 4 standard errors above -0.1, and 2 below 0.2.
     spread = np.array([-2, -1, 0, 1, 2]) * 0.05 / 0.5**0.5
