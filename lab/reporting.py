@@ -195,13 +195,14 @@ def minus(
         Array, shape (seeds, ...).
 
     Raises:
-        ValueError: if the two don't have the same seeds.
+        ValueError: if the two don't have the same seeds, at least one, each once.
     """
     of_method, of_other = (runs[runs[by] == name].sort_values("seed") for name in (method, other))
-    if list(of_method["seed"]) != list(of_other["seed"]):
+    seeds = list(of_method["seed"])
+    if not seeds or seeds != list(of_other["seed"]) or len(set(seeds)) < len(seeds):
         raise ValueError(
-            f"{method} has the seeds {list(of_method['seed'])} and {other} "
-            f"{list(of_other['seed'])}; give both the same, so that they are pairs."
+            f"{method} has the seeds {seeds} and {other} {list(of_other['seed'])}; give both the "
+            "same, each once, so that they are pairs."
         )
     return np.stack(of_method[column]) - np.stack(of_other[column])
 

@@ -122,8 +122,19 @@ def test_differences_are_paired_by_seeds(attacked):
     assert list(reporting.minus(attacked, "other", "ours", "clean")) == [0.5, 1.5, 2.0]
     robust = attacked.rename(columns={"method": "family"})
     assert list(reporting.minus(robust, "ours", "other", "robust", "family")) == [25.0] * 3
-    with pytest.raises(ValueError, match=r"other has the seeds \[0, 1, 2\] and ours \[0, 2\]"):
-        reporting.minus(attacked.drop(4), "other", "ours", "clean")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda runs: runs.drop(4), r"other has the seeds \[0, 1, 2\] and ours \[0, 2\]"),
+        (lambda runs: runs.drop([1, 2, 5]), r"other has the seeds \[\] and ours"),
+        (lambda runs: pd.concat([runs, runs]), r"\[0, 0, 1, 1, 2, 2\]; give both .* each once"),
+    ],
+)
+def test_what_makes_no_pairs_is_refused(attacked, change, message):
+    with pytest.raises(ValueError, match=message):
+        reporting.minus(change(attacked), "other", "ours", "clean")
 
 
 def test_comparison_under_attack(attacked):
