@@ -191,6 +191,26 @@ def test_square_attack_finds_no_more_than_there_is(linear):
     assert measured.mean() < 0.75 * exact.mean() + 0.25 * clean.mean()
 
 
+def test_convolutions_are_attacked_without_xla_and_to_their_closed_form():
+    keras.utils.set_random_seed(0)
+    shape = keras.layers.Reshape([28, 28, 1])
+    convolution = keras.layers.Conv2D(2, 4, strides=4, use_bias=False)
+    layers = [shape, convolution, keras.layers.Flatten(), keras.layers.Dense(10)]
+    model = keras.Sequential([keras.Input([784]), *layers])
+    x = load_mnist()[1][0][:1000]
+    labels = model(x).numpy().argmax(axis=1)
+    of_nothing = model(np.zeros([1, 784])).numpy()
+    dense = linear_network()
+    dense.set_weights([model(np.eye(784)).numpy() - of_nothing, of_nothing[0]])
+    exact = exact_l_inf(dense, x, labels, 0.01)
+    measured = pgd(model, x, labels, 0.01)
+    assert not np.any(exact & ~measured)
+    assert 0.1 < measured.mean() < exact.mean() + 0.002 < 0.9
+    squares = square_attack(model, x[:100], labels[:100], 0.01, queries=1000)
+    assert not np.any(exact[:100] & ~squares) and not squares.all()
+    assert attacks._suits_xla(dense) and not attacks._suits_xla(model)
+
+
 def test_square_attack_sees_through_masked_gradients():
     x = np.full([20, 16], 0.5, "float32")
     labels = np.zeros(20, "int64")
