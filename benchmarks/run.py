@@ -29,14 +29,15 @@ CONTESTANTS = {
 
 def main():
     save(time_epochs(), "13_epoch_time")
-    for script, name in [
-        ("growth.py", "13_growth"),
-        ("sweep_time.py", "13_sweep_time"),
-        ("methods.py", "07_cost"),
+    for command, name in [
+        (["growth.py"], "13_growth"),
+        (["sweep_time.py"], "13_sweep_time"),
+        (["methods.py", "dense"], "07_cost"),
+        (["methods.py", "convolutional"], "13_methods"),
     ]:
-        run = subprocess.run([sys.executable, FOLDER / script], capture_output=True, text=True)
+        run = subprocess.run([sys.executable, *command], cwd=FOLDER, capture_output=True, text=True)
         if run.returncode:
-            sys.exit(f"{script} failed:\n{run.stderr}")
+            sys.exit(f"{' '.join(command)} failed:\n{run.stderr}")
         save(pd.DataFrame(json.loads(run.stdout)), name)
 
 

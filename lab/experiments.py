@@ -24,8 +24,8 @@ from lab.fingerprint import fingerprint
 from lab.sweeps import clear_progress, rows_of, run_side_by_side, settings_of, versions
 
 RESULTS = ROOT / "results"
-# Relative. A repetition elsewhere differs by rounding, which an epoch magnified to 6.5e-3 at most, in
-# 37 networks of notebook 07; half the learning rate makes a difference of at least 6e-2.
+# Relative. A repetition elsewhere differs by rounding, which an epoch magnified to 6.5e-3 at most,
+# in 37 networks of notebook 07; half the learning rate makes a difference of at least 6e-2.
 FIRST_EPOCH_TOLERANCE = 1.5e-2
 AUDIT_SECONDS = 8  # For each experiment in the mean, so that all take two minutes on 2 cores.
 LONGEST_RUN = 200  # Seconds. Longer ones wait for `make audit`, as a reader would wait for them.
