@@ -56,7 +56,7 @@ git-filter:
 	@[ ! -e .git ] || git config filter.notebook.clean \
 		"if [ -x $(BIN)/nbstripout ]; then $(STRIP); else cat; fi" 2>/dev/null || true
 
-bench: install benchmarks/.venv/installed ## time training against its peers, 20 minutes; then run NB=07 and 13
+bench: install benchmarks/.venv/installed ## time training against its peers, 25 minutes; then run NB=07 and 13
 	@$(BIN)/python benchmarks/run.py
 
 # JAX and PyTorch have an environment of their own: the project doesn't depend on them.

@@ -1,6 +1,5 @@
 """How the cost of the gradient loss, over that of the plain loss, grows with the network."""
 
-import itertools
 import json
 import multiprocessing
 import resource
@@ -16,7 +15,7 @@ from lab.data import load_mnist
 from lab.training import batches
 from utils import ObjectiveModel, gradient_loss_objective, loss_objective
 
-REPETITIONS = 5
+REPETITIONS = 9
 PRODUCTS_PER_EPOCH = 12e9  # Multiplications and additions: about 0.2 s, to dwarf fit's overhead.
 OBJECTIVES = {
     "plain": loss_objective(mean_squared_error),
@@ -102,10 +101,14 @@ def measure_time(network, batch_size, x, y):
     }
     for epoch in epochs.values():
         epoch()  # Traces and compiles.
-    for repetition, name in itertools.product(range(1, REPETITIONS + 1), epochs):
-        start = time.perf_counter()
-        epochs[name]()
-        yield {"objective": name, "repetition": repetition, "seconds": time.perf_counter() - start}
+    random = np.random.default_rng(0)
+    for repetition in range(1, REPETITIONS + 1):
+        # In random order, as what runs before may leave the machine warm or busy.
+        for name in random.permutation(list(epochs)):
+            start = time.perf_counter()
+            epochs[name]()
+            seconds = time.perf_counter() - start
+            yield {"objective": name, "repetition": repetition, "seconds": seconds}
     keras.utils.clear_session()
 
 
