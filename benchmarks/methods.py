@@ -9,7 +9,6 @@ from functools import partial
 
 import keras
 import numpy as np
-import pandas as pd
 from growth import convolutional_network, in_a_fork, measure_peak
 
 from lab.data import load_mnist
@@ -70,7 +69,7 @@ def main():
             seconds = min(train_some(kind, name, *data, EPOCHS)[1:])
             row = {"family": METHODS[name].family, "turn": turn, "seconds": seconds}
             rows.append(row | {"peak_memory_mb": peaks[name]})
-    print(json.dumps(pd.DataFrame(rows).to_dict("records")))
+    print(json.dumps(rows))
 
 
 if __name__ == "__main__":
